@@ -1,0 +1,37 @@
+"""Packaging. Version ranges are what the tests have been run with; the exact tested set is in requirements-lock.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "tf_fashion/__init__.py").read_text()).group(1)
+
+TUNE = ["keras-tuner>=1.4.8,<2", "tensorboard>=2.20", "scikit-learn>=1.5", "scipy>=1.13"]
+HUB = ["tensorflow-hub>=0.16.1"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9"]
+
+setup(
+    name="tf-fashion",
+    version=VERSION,
+    description="Fashion retrieval by photo, words, both, attributes, and from street to shop; on Keras 3",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tf_fashion", "tf_fashion.*"]),
+    package_data={"tf_fashion": ["inputs/data/*", "reports/templates/*"]},
+    install_requires=[
+        "tensorflow>=2.20,<2.22",
+        "keras>=3.13.2,<4",
+        "numpy>=1.26,<3",
+        "pillow>=10.3",
+        "h5py>=3.11",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+    ],
+    extras_require={"tune": TUNE, "hub": HUB, "tensorboard": ["tensorboard>=2.20"], "dev": DEV},
+    entry_points={"console_scripts": ["tf-fashion=tf_fashion.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Checks by subject; every module here is imported by the harness."""
