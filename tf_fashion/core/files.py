@@ -30,7 +30,7 @@ def check_id(image_id: object, where: str) -> str:
     """
     if not isinstance(image_id, str):
         raise DataError(f"{where}: expected an image id (a string), found {image_id!r}.")
-    if not ID_PATTERN.match(image_id) or set(image_id) == {"."}:
+    if not ID_PATTERN.fullmatch(image_id) or image_id.endswith("\n") or set(image_id) == {"."}:
         raise DataError(
             f"{where}: the image id {image_id!r} is not usable as a file name. Ids have 1 to 128 letters, digits, '_', '.' or '-'."
         )
@@ -103,8 +103,12 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: expected a JSON file, found a folder.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected JSON in UTF-8, found other bytes at offset {error.start}.") from None
+    except RecursionError:
+        raise DataError(f"{path}: not usable JSON (nested too deeply).") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}).") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not usable JSON ({error}).") from None
 
 
 def make_out_folder(path: str | Path) -> Path:

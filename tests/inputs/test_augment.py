@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests.inputs.pictures import photo
+from tf_fashion.core.errors import UsageError
+from tf_fashion.inputs.augment import Augmentation, affine, affine_matrix
+from tf_fashion.inputs.images import ImageSpec, preprocess
+
+IMAGE = np.asarray(photo(40, 40))
+
+
+def test_nearest_affine_equals_pillow():
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        array = rng.integers(0, 256, (33, 47, 3), dtype=np.uint8)
+        angle, x, y, scale = rng.uniform(-45, 45), *rng.integers(-6, 7, 2), rng.uniform(0.8, 1.2)
+        matrix = affine_matrix(33, 47, angle, (x, y), scale, 0.5).numpy()
+        expected = Image.fromarray(array).transform((47, 33), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(affine(array, angle, (x, y), scale, "nearest", 0.5), np.asarray(expected))
+
+
+def test_bilinear_affine_is_smooth_and_identity():
+    image = IMAGE.astype(np.float32)
+    np.testing.assert_allclose(affine(image), image, atol=1e-3)
+    moved = affine(image, translate=(3, -2)).numpy()
+    np.testing.assert_allclose(moved[:-2, 3:], image[2:, :-3], atol=1e-3)
+    assert not moved[-2:].any() and not moved[:, :3].any()
+    quarter = affine(image, angle=90.0).numpy()
+    np.testing.assert_allclose(quarter, np.rot90(image, -1), atol=0.05)
+    with pytest.raises(UsageError):
+        affine(image, interpolation="bicubic")
+
+
+def test_same_seed_same_picture_inside_tf_data():
+    augment = Augmentation(0.5, 30, 0.1, (0.9, 1.1), crop_area=(0.5, 1.0), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)
+    spec = ImageSpec(24, scaling="raw")
+
+    def run(count: int) -> np.ndarray:
+        data = tf.data.Dataset.range(count).map(lambda i: preprocess(IMAGE, spec, augment, tf.stack([7, tf.cast(i, tf.int32)])))
+        return np.stack(list(data.as_numpy_iterator()))
+
+    first, again = run(6), run(6)
+    np.testing.assert_array_equal(first, again)
+    assert len({image.tobytes() for image in first}) == 6
+    assert first.shape == (6, 24, 24, 3) and first.min() >= 0 and first.max() <= 255
+
+
+def test_flip_frequency_and_default():
+    run = tf.function(lambda seed: Augmentation()(IMAGE, seed))
+    flipped = [np.array_equal(run(tf.constant([0, i])), IMAGE[:, ::-1]) for i in range(60)]
+    assert 15 < sum(flipped) < 45
+    np.testing.assert_array_equal(Augmentation(flip=0.0)(IMAGE, [1, 2]), IMAGE)
+    assert Augmentation(crop_area=(0.3, 0.4))(IMAGE, tf.constant([1, 2])).shape == (40, 40, 3)
+
+
+def test_config():
+    augment = Augmentation.fashion_iq_2020(legacy=True)
+    assert augment.interpolation == "nearest" and augment.center_offset == 0.5
+    assert Augmentation.from_config(json.loads(json.dumps(augment.to_config()))) == augment
+    assert hash(augment) == hash(Augmentation.fashion_iq_2020(legacy=True))
+    for bad in ({"flip": 2}, {"scale": (0, 1)}, {"crop_area": (0.5, 2)}, {"interpolation": "x"}, {"hue": 0.7}):
+        with pytest.raises(UsageError):
+            Augmentation(**bad)
+    with pytest.raises(UsageError, match="blur"):
+        Augmentation.from_config({"blur": 1})
+    with pytest.raises(UsageError, match="seed"):
+        preprocess(IMAGE, ImageSpec(8), augment)

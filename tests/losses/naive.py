@@ -1,0 +1,146 @@
+"""The losses once more, as plain loops over NumPy rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _log_sum_exp(values) -> float:
+    values = np.asarray(values, dtype=np.float64)
+    return float(values.max() + np.log(np.exp(values - values.max()).sum()))
+
+
+def _softplus(x: float) -> float:
+    return float(np.logaddexp(0.0, x))
+
+
+def batch_classification(labels, query, target, mask=True, smoothing=0.0, direction="query_to_target", scale=1.0) -> float:
+    query, target = query.astype(np.float64), target.astype(np.float64)
+    if direction == "both":
+        ways = ("query_to_target", "target_to_query")
+        return float(np.mean([batch_classification(labels, query, target, mask, smoothing, way, scale) for way in ways]))
+    rows, columns = (query, target) if direction == "query_to_target" else (target, query)
+    losses = []
+    for i in range(len(rows)):
+        competing = [j for j in range(len(columns)) if j == i or not (mask and labels[j] == labels[i])]
+        logits = {j: scale * float(rows[i] @ columns[j]) for j in competing}
+        wanted = {j: smoothing / len(competing) + (1.0 - smoothing) * (j == i) for j in competing}
+        lse = _log_sum_exp(list(logits.values()))
+        losses.append(sum(wanted[j] * (lse - logits[j]) for j in competing))
+    return float(np.mean(losses))
+
+
+def _distance(a, b, metric) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if metric == "l1":
+        return float(np.abs(a - b).sum())
+    if metric == "angular":
+        norms = [max(float(np.sqrt((x * x).sum())), 1e-6) for x in (a, b)]
+        return max(1.0 - float(a @ b) / norms[0] / norms[1], 0.0)
+    squared = float(((a - b) ** 2).sum())
+    return squared if metric == "squared_l2" else squared**0.5
+
+
+def _members(labels, query, target):
+    return np.concatenate([labels, labels]), np.concatenate([query, target])
+
+
+def batch_hard_triplet(labels, query, target, margin=1.0, metric="squared_l2", soft=False) -> float:
+    labels, rows = _members(labels, query, target)
+    losses = []
+    for i in range(len(rows)):
+        positives = [_distance(rows[i], rows[j], metric) for j in range(len(rows)) if labels[j] == labels[i] and j != i]
+        negatives = [_distance(rows[i], rows[j], metric) for j in range(len(rows)) if labels[j] != labels[i]]
+        if not positives or not negatives:
+            losses.append(0.0)
+            continue
+        gap = max(positives) - min(negatives) + margin
+        losses.append(_softplus(gap) if soft else max(gap, 0.0))
+    return float(np.mean(losses))
+
+
+def soft_triplet(labels, query, target) -> float:
+    n = len(labels)
+    labels, rows = _members(labels, query, target)
+    losses = []
+    for i in range(2 * n):
+        positive = _distance(rows[i], rows[(i + n) % (2 * n)], "squared_l2")
+        gaps = [positive - _distance(rows[i], rows[k], "squared_l2") for k in range(2 * n) if labels[k] != labels[i]]
+        losses.append(np.mean([_softplus(gap) for gap in gaps]) if gaps else 0.0)
+    return float(np.mean(losses))
+
+
+def triplet_semihard(labels, query, target, margin=1.0, metric="l2") -> float:
+    labels, rows = _members(labels, query, target)
+    total, pairs = 0.0, 0
+    for a in range(len(rows)):
+        negatives = [_distance(rows[a], rows[k], metric) for k in range(len(rows)) if labels[k] != labels[a]]
+        for p in range(len(rows)):
+            if p == a or labels[p] != labels[a]:
+                continue
+            pairs += 1
+            if negatives:
+                d = _distance(rows[a], rows[p], metric)
+                farther = [n for n in negatives if n > d]
+                total += max(d - (min(farther) if farther else max(negatives)) + margin, 0.0)
+    return total / pairs if pairs else 0.0
+
+
+def triplet_hard(labels, query, target, margin=1.0, metric="l2", soft=False) -> float:
+    labels, rows = _members(labels, query, target)
+    losses = []
+    for a in range(len(rows)):
+        distances = [_distance(rows[a], row, metric) if k != a else 0.0 for k, row in enumerate(rows)]
+        negatives = [d for d, label in zip(distances, labels, strict=True) if label != labels[a]]
+        if not negatives:
+            losses.append(0.0)
+            continue
+        gap = max(d for d, label in zip(distances, labels, strict=True) if label == labels[a]) - min(negatives)
+        losses.append(_softplus(gap) if soft else max(gap + margin, 0.0))
+    return float(np.mean(losses))
+
+
+def lifted_structure(labels, query, target, margin=1.0) -> float:
+    labels, rows = _members(labels, query, target)
+    total, pairs = 0.0, 0
+    for i in range(len(rows)):
+        for j in range(len(rows)):
+            if i == j or labels[i] != labels[j]:
+                continue
+            pairs += 1
+            pushes = [margin - _distance(rows[a], rows[k], "l2") for a in (i, j) for k in range(len(rows)) if labels[k] != labels[a]]
+            if pushes:
+                total += max(_log_sum_exp(pushes) + _distance(rows[i], rows[j], "l2"), 0.0) ** 2
+    return total / (2 * pairs) if pairs else 0.0
+
+
+def npairs(labels, query, target) -> float:
+    losses = []
+    for i in range(len(query)):
+        logits = [float(query[i].astype(np.float64) @ row.astype(np.float64)) for row in target]
+        lse = _log_sum_exp(logits)
+        same = [j for j in range(len(target)) if labels[j] == labels[i]]
+        losses.append(np.mean([lse - logits[j] for j in same]))
+    return float(np.mean(losses))
+
+
+def contrastive(labels, query, target, margin=1.0) -> float:
+    terms = []
+    for i in range(len(query)):
+        for j in range(len(target)):
+            d = _distance(query[i], target[j], "l2")
+            terms.append(d**2 if labels[i] == labels[j] else max(margin - d, 0.0) ** 2)
+    return float(np.mean(terms))
+
+
+def match_embedding(embeddings, query, target) -> float:
+    terms = []
+    for e, q, t in zip(embeddings, query, target, strict=True):
+        if not e.any():
+            continue
+
+        def cosine(x, e=e):
+            return float(x @ e) / max(float(np.linalg.norm(x)), 1e-8) / float(np.linalg.norm(e))
+
+        terms.append(1.0 - (cosine(q) + cosine(t)) / 2)
+    return float(np.mean(terms)) if terms else 0.0

@@ -1,0 +1,388 @@
+"""`tf-fashion VERB ...`: everything from checking a folder to serving a model. TensorFlow is imported only by verbs that need it."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tf_fashion import __version__
+from tf_fashion.core.errors import TfFashionError
+
+_EPILOG = """\
+exit codes: 0 done; 1 something is wrong with the data or a file; 2 the command was used wrongly; 130 interrupted
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps line breaks of descriptions and shows defaults where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _parser(subparsers: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    return subparsers.add_parser(name, help=summary, description=description, formatter_class=_Help, epilog=_EPILOG)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """`--data`, `--images`, `--categories`."""
+    parser.add_argument(
+        "--data", required=required, metavar="DIR", help="folder with captions/ and image_splits/ (FashionIQ's layout), or a catalogue"
+    )
+    parser.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DATA/images")
+    parser.add_argument("--categories", type=_names, metavar="A,B", help="only these categories (default: all that are found)")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """All options of `train composed`."""
+    add_data_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for everything the run leaves; the same command continues an interrupted run",
+    )
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add(
+        "--preset",
+        default="auto",
+        help="where options that are not given come from: frozen (pretrained, features cached; fast on a CPU), "
+        "finetune (pretrained, trained along; for GPUs), scratch (small network without pretrained weights); auto chooses by --weights and "
+        "--freeze-backbone",
+    )
+    add(
+        "--composer",
+        default="tirg",
+        help="how picture and sentence become a query; `tf-fashion list composers` names them",
+    )
+    add(
+        "--backbone",
+        help="image network; `tf-fashion list backbones` names them",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="pretrained weights of the backbone: a Keras weights file, or 'imagenet' to let Keras fetch its own",
+    )
+    add("--freeze-backbone", action="store_true", help="do not train the backbone; its features are computed once and cached")
+    add("--image-size", type=int, metavar="PIXELS", help="side of the squares that the backbone sees")
+    add("--resize", default="squash", help="how photos become squares: squash, pad, crop, target_pad, square_pad")
+    add("--taps", type=_names, metavar="A,B", help="feature maps that are pooled: stage1 (fine) ... stage5 (deep)")
+    add("--pooling", help="avg, max, gem or avg_max")
+    add("--descriptors", type=_names, metavar="A,B", help="weight-free descriptors beside the backbone: colour, shape ('' for none)")
+    add("--text-encoder", help="gru, lstm, lstm_gru, bigru, bilstm, swem")
+    add("--dim", type=int, help="width of the embeddings")
+    add("--word-dim", type=int, help="width of the word vectors")
+    add("--glove", metavar="FILE", help="GloVe text file (.txt, .gz) or .npz with initial word vectors; its width must be --word-dim")
+    add("--spelling", action="store_true", help="correct FashionIQ's frequent misspellings")
+    add("--caption-style", default="and", help="how the two captions of a pair are joined: and, fiq2020, rtic, starter_kit")
+    add("--projection", default="linear", help="from features to embeddings: linear or mlp")
+    add("--feature-norm", action="store_true", default=None, help="batch normalisation before the projection")
+    add("--feature-dropout", type=float, help="share of image features dropped in training")
+    add("--text-dropout", type=float, help="share of text features dropped in training")
+    add("--caption-dropout", type=float, default=0.0, help="probability that one of the two captions is left out in training")
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--loss", default="batch_classification", help="matching loss; `tf-fashion list losses` names them")
+    add("--scale", type=float, default=4.0, help="start of the learned scale; logits are scale^2 times the cosine")
+    add("--epochs", type=int)
+    add("--batch-size", type=int, help="triplets per step, over all replicas")
+    add("--steps-per-epoch", type=int, help="shorten the epochs, so that the state is saved more often")
+    add("--learning-rate", type=float, help="peak of the cosine schedule")
+    add("--weight-decay", type=float)
+    add("--backbone-factor", type=float, default=1.0, help="factor of the backbone's learning rate")
+    add("--flip", action="store_true", help="mirror training photos at random")
+    add("--augment", action="store_true", help="mirror, turn, shift and scale training photos (FashionIQ 2020)")
+    add("--seed", type=int, default=0)
+    add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
+    add("--patience", type=int, help="stop after this many epochs without improvement on the evaluated split")
+    add("--strategy", default="none", help="none, or mirrored to spread each batch over all GPUs")
+    add("--devices", type=_names, metavar="A,B", help="devices of the mirrored strategy, such as gpu:0,gpu:1 or cpu:0,cpu:1")
+    add("--precision", default="auto", help="auto, float32, mixed_float16, mixed_bfloat16; auto is mixed on GPUs")
+    add("--deterministic", action="store_true", help="only operations with repeatable results (slower)")
+    group = parser.add_argument_group("evaluation and files")
+    add = group.add_argument
+    add("--protocol", default="original", help="named protocol; `tf-fashion list protocols` explains them")
+    add("--split", default="val", help="split to evaluate")
+    add("--evaluate-every", type=int, default=1, metavar="N", help="evaluate after every Nth epoch")
+    add("--cache", metavar="DIR", help="where features of frozen backbones are kept (default: ~/.cache/tf-fashion/features)")
+    add(
+        "--skip-bad-images",
+        action="store_true",
+        help="leave out pictures that are missing or unreadable instead of stopping; the result says so",
+    )
+    add("--overwrite", action="store_true", help="replace another run in --out")
+    add("--tensorboard", action="store_true", help="write TensorBoard logs (pip install 'tf-fashion[tensorboard]')")
+    add("--no-report", dest="report", action="store_false", help="no sheet.png and report.html")
+    add("--no-export", dest="export", action="store_false", help="no SavedModel")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+
+
+def training_config(args: argparse.Namespace) -> Any:
+    """The `ComposedConfig` of parsed arguments."""
+    import dataclasses
+
+    from tf_fashion.training.composed import ComposedConfig
+
+    names = {field.name for field in dataclasses.fields(ComposedConfig)}
+    return ComposedConfig(**{key: value for key, value in vars(args).items() if key in names})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="tf-fashion",
+        description='Find fashion items by photo, by words, and by a photo with words ("this one, but red and longer").',
+        epilog="`tf-fashion VERB --help` explains a verb.\n" + _EPILOG,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"tf-fashion {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    data = _parser(verbs, "data", "check a dataset, or draw one", "Look after datasets.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    check = _parser(
+        data,
+        "check",
+        "what is missing or wrong in a dataset",
+        "Reads a dataset's files, opens every picture, and lists what is wrong: missing and unreadable pictures by name, captions of\n"
+        "the wrong type, ids that leave the folder, empty categories. Exit code 1 if there are errors.",
+    )
+    check.add_argument("folder", metavar="DIR")
+    check.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DIR/images")
+    check.add_argument("--kind", default="auto", help="fashion_iq, composed_catalogue or catalogue; auto looks")
+    check.add_argument("--no-decode", dest="decode", action="store_false", help="read the headers of the pictures only")
+    check.add_argument("--limit", type=int, default=10, metavar="N", help="problems of one kind to print")
+    check.add_argument("--csv", metavar="FILE", help="write all problems to this file")
+    check.set_defaults(run=_data_check)
+    draw = _parser(
+        data,
+        "draw",
+        "draw a wardrobe: a dataset made on the spot, without downloads",
+        "Draws pictures of garments and writes truthful modification sentences, in FashionIQ's layout. The same arguments give the\n"
+        "same files. An interrupted drawing is continued by the same command.",
+    )
+    draw.add_argument("folder", metavar="DIR")
+    draw.add_argument("--items", type=int, default=3600, help="pictures over all categories and splits")
+    draw.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
+    draw.add_argument("--seed", type=int, default=0)
+    draw.set_defaults(run=_data_draw)
+
+    train = _parser(verbs, "train", "train a model", "Train a model.").add_subparsers(dest="what", metavar="WHAT", required=True)
+    composed = _parser(
+        train,
+        "composed",
+        "photo + sentence -> photo",
+        "Trains a composed retriever: a photo and a sentence find the photo that is meant. Writes to --out:\n"
+        "  model.keras, export/ (SavedModel), metrics.json, history.csv, sheet.png, report.html\n\n"
+        "  tf-fashion train composed --data wardrobe --out runs/first\n"
+        "  tf-fashion train composed --data fashion_iq --weights imagenet --freeze-backbone --out runs/frozen",
+    )
+    add_training_arguments(composed)
+    composed.set_defaults(run=_train_composed)
+
+    evaluate = _parser(verbs, "evaluate", "measure a model", "Measure a model under a named protocol.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    composed = _parser(
+        evaluate,
+        "composed",
+        "photo + sentence -> photo",
+        "Evaluates a model on a split and writes the numbers with their protocol, the same JSON that training writes.",
+    )
+    composed.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    add_data_arguments(composed)
+    composed.add_argument("--split", default="val")
+    composed.add_argument("--protocol", default="original", help="named protocol; `tf-fashion list protocols` explains them")
+    composed.add_argument("--out", required=True, metavar="FILE", help="where to write the JSON")
+    composed.add_argument("--report", metavar="DIR", help="also write sheet.png and report.html there")
+    composed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")
+    composed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    composed.set_defaults(run=_evaluate_composed)
+
+    embed = _parser(
+        verbs,
+        "embed",
+        "embed a folder of photos into an index",
+        "Embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that `search` reads. Photos that are in the\n"
+        "index already are not embedded again.",
+    )
+    embed.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    embed.add_argument("--images", required=True, metavar="DIR", help="folder of photos, or of a catalogue")
+    embed.add_argument("--out", required=True, metavar="DIR", help="folder of the index")
+    embed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures (bad_images.csv lists them)")
+    embed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    embed.set_defaults(run=_embed)
+
+    search = _parser(
+        verbs,
+        "search",
+        "search a folder with a photo and a sentence",
+        'tf-fashion search --model model.keras --gallery photos --photo dress.jpg --text "is red and longer" --sheet found.png',
+    )
+    search.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    where = search.add_mutually_exclusive_group(required=True)
+    where.add_argument("--gallery", metavar="DIR", help="folder of photos to search")
+    where.add_argument("--index", metavar="DIR", help="what `tf-fashion embed` wrote")
+    search.add_argument("--photo", required=True, metavar="FILE", help="the reference photo")
+    search.add_argument("--text", default="", help="what should be different")
+    search.add_argument("--top", type=int, default=8, metavar="K", help="how many to find")
+    search.add_argument("--sheet", metavar="FILE", help="write a picture of the query and what was found (.png)")
+    search.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures of the gallery")
+    search.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    search.set_defaults(run=_search)
+
+    export = _parser(
+        verbs,
+        "export",
+        "write a SavedModel for serving",
+        "Writes a SavedModel whose signatures take `image_bytes` and `text`: decoding, resizing and tokenising are inside.",
+    )
+    export.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of the SavedModel (for TensorFlow Serving: MODEL/1)")
+    export.set_defaults(run=_export)
+
+    listing = _parser(verbs, "list", "names that other verbs take", "Lists what can be named elsewhere.")
+    listing.add_argument("kind", choices=("backbones", "composers", "datasets", "losses", "presets", "protocols", "text-encoders"))
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from tf_fashion.datasets import check_tree
+
+    report = check_tree(args.folder, args.images, kind=args.kind, decode=args.decode, progress=sys.stderr.isatty())
+    print(report.format(limit=args.limit))
+    if args.csv:
+        report.write(args.csv)
+    return 0 if report.ok else 1
+
+
+def _data_draw(args: argparse.Namespace) -> int:
+    from tf_fashion.datasets.wardrobe import draw_wardrobe
+
+    root = draw_wardrobe(args.folder, items=args.items, seed=args.seed, size=args.size)
+    print(f"The wardrobe is in {root}. Look at it with: tf-fashion data check {root}")
+    return 0
+
+
+def _train_composed(args: argparse.Namespace) -> int:
+    from tf_fashion.training.composed import train_composed
+
+    train_composed(training_config(args))
+    return 0
+
+
+def _evaluate_composed(args: argparse.Namespace) -> int:
+    from tf_fashion.training.commands import evaluate_model
+
+    evaluate_model(
+        args.model,
+        args.data,
+        args.images,
+        args.categories,
+        args.split,
+        args.protocol,
+        args.out,
+        args.report,
+        args.skip_bad_images,
+        args.progress,
+    )
+    return 0
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from tf_fashion.training.commands import embed_folder
+
+    index = embed_folder(args.model, args.images, args.out, args.skip_bad_images, args.progress)
+    print(f"{len(index)} photos are in the index {args.out}")
+    return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    from tf_fashion.training.commands import search_folder
+
+    print(
+        search_folder(
+            args.model, args.gallery, args.index, args.photo, args.text, args.top, args.sheet, args.skip_bad_images, args.progress
+        )
+    )
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tf_fashion.serving.export import export_composed
+    from tf_fashion.training.commands import load_composed
+
+    print(f"The SavedModel is in {export_composed(load_composed(args.model), args.out)}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    if args.kind == "protocols":
+        from tf_fashion.retrieval.protocol import PROTOCOLS
+
+        print("\n".join(PROTOCOLS.get(name).describe() for name in PROTOCOLS))
+        return 0
+    if args.kind == "presets":
+        from tf_fashion.training.composed import PRESETS
+
+        print("\n".join(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()))
+        return 0
+    if args.kind == "backbones":
+        from tf_fashion.encoders.image import BACKBONES as registry
+    elif args.kind == "composers":
+        from tf_fashion.composers import COMPOSERS as registry
+    elif args.kind == "datasets":
+        from tf_fashion.datasets import DATASETS as registry
+    elif args.kind == "losses":
+        from tf_fashion.losses import LOSSES as registry
+    else:
+        from tf_fashion.encoders.text import TEXT_ENCODERS as registry
+    print("\n".join(registry))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. Errors that users can mend are one readable message, without traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except TfFashionError as error:
+        print(f"tf-fashion: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tf-fashion: interrupted. The same command continues where it can.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                f"tf-fashion: the disk is full ({error.filename or 'while writing'}). Free some space and run the same command again.",
+                file=sys.stderr,
+            )
+            return 1
+        if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            print(f"tf-fashion: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 1
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

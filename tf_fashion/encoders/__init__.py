@@ -1,0 +1,1 @@
+"""ENCODE: pictures and words to features; shared by every model."""

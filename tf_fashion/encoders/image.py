@@ -1,0 +1,335 @@
+"""Image encoders: pixels -> named feature maps of a backbone, or one vector pooled from them.
+
+Every model of this library takes its pictures through `ImageEncoder`: one place knows the backbones, their weights, the scaling
+of pixels that the weights expect, and the names of the maps (`stage1` at half the picture's side, ... `stage5` at 1/32).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tf_fashion.core.errors import UsageError, WeightsError
+from tf_fashion.core.files import hash_file, hash_json
+from tf_fashion.core.registry import Registry
+from tf_fashion.inputs.images import ImageSpec, scale_pixels
+from tf_fashion.layers import GeM
+from tf_fashion.layers.descriptors import DESCRIPTORS
+
+POOLINGS = ("avg", "max", "gem", "avg_max")
+BATCH_NORM_MODES = ("auto", "frozen", "train")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A convolutional network that can be cut at its stages.
+
+    Attributes:
+        build: Function of the input side that returns a functional model without a classifier and without weights loaded.
+        scaling: What the network expects of its pixels (see `ImageSpec.scaling`).
+        size: Side of the pictures that its ImageNet weights were trained with.
+        published: Name of the function in `keras.applications` that knows where its ImageNet weights are, or None.
+    """
+
+    build: Callable[[int, str | None], keras.Model]
+    scaling: str
+    size: int
+    published: str | None = None
+
+
+BACKBONES: Registry[Backbone] = Registry("image backbone")
+
+
+def _application(name: str, scaling: str, function: str, size: int = 224) -> None:
+    def build(side: int, weights: str | None) -> keras.Model:
+        return getattr(keras.applications, function)(include_top=False, weights=weights, input_shape=(side, side, 3))
+
+    BACKBONES.register(name)(Backbone(build, scaling, size, function))
+
+
+_application("mobilenet_v2", "tf", "MobileNetV2")
+_application("resnet50", "caffe", "ResNet50")
+_application("resnet101", "caffe", "ResNet101")
+_application("resnet152", "caffe", "ResNet152")
+_application("resnet50_v2", "tf", "ResNet50V2")
+# These two families carry their own rescaling.
+for _variant, _size in (("B0", 224), ("B1", 240), ("B2", 260), ("B3", 300), ("S", 384)):
+    _application(f"efficientnet_v2_{_variant.lower()}", "raw", f"EfficientNetV2{_variant}", _size)
+for _variant in ("Tiny", "Small", "Base"):
+    _application(f"convnext_{_variant.lower()}", "raw", f"ConvNeXt{_variant}")
+
+
+def _small_cnn(side: int, weights: str | None) -> keras.Model:
+    """Five stages of two 3x3 convolutions: learns from a few thousand pictures, without pretrained weights, on a CPU."""
+    x = inputs = keras.Input((side, side, 3))
+    for stage, width in enumerate((24, 48, 96, 160, 224), start=1):
+        for part in ("a", "b"):
+            stride = 2 if part == "a" else 1
+            if stage == 1 and part == "b":
+                continue
+            x = keras.layers.Conv2D(width, 3, stride, padding="same", use_bias=False, name=f"stage{stage}{part}_conv")(x)
+            x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=f"stage{stage}{part}_norm")(x)
+            x = keras.layers.ReLU(name=f"stage{stage}{part}_relu")(x)
+    return keras.Model(inputs, x, name="small_cnn")
+
+
+BACKBONES.register("small_cnn")(Backbone(_small_cnn, "tf", 64))
+
+
+def stage_layers(network: keras.Model) -> dict[str, str]:
+    """Names of the stages of a functional network: `stageK` -> the last layer whose map has 1/2^K of the input's side."""
+    side = network.input_shape[1]
+    found: dict[str, str] = {}
+    for layer in network.layers:
+        try:
+            shape = layer.output.shape
+        except AttributeError:
+            continue
+        if len(shape) != 4:
+            continue
+        for stage in range(1, 6):
+            if shape[1] == shape[2] == -(-side // 2**stage):
+                found[f"stage{stage}"] = layer.name
+    return dict(sorted(found.items()))
+
+
+def _load_weights(network: keras.Model, weights: str | os.PathLike[str], name: str) -> None:
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no weights file there. Give a Keras weights file (.weights.h5 or .h5) for {name}, 'imagenet', or nothing."
+        )
+    before = [np.asarray(variable) for variable in network.variables]
+    try:
+        with warnings.catch_warnings():
+            # Keras looks for the same layers a second time under another name and says so once per layer.
+            warnings.filterwarnings("ignore", message="Skipping nested container")
+            network.load_weights(path)
+    except Exception as error:
+        told = str(error).strip().splitlines()
+        raise WeightsError(
+            f"{path}: these are not weights of the architecture {name}. Keras says: {told[0] if told else type(error).__name__} "
+            f"Give the file that belongs to --backbone {name}, or name the backbone that the file belongs to."
+        ) from None
+    if before and all(np.array_equal(old, np.asarray(new)) for old, new in zip(before, network.variables, strict=True)):
+        raise WeightsError(f"{path}: the file changed no weight of {name}; it belongs to another architecture.")
+
+
+def _imagenet(backbone: Backbone, name: str, side: int) -> keras.Model:
+    if backbone.published is None:
+        raise UsageError(f"The backbone {name!r} has no ImageNet weights. Leave out the weights, or give a file.")
+    try:
+        return backbone.build(side, "imagenet")
+    except Exception as error:
+        raise WeightsError(
+            f"The ImageNet weights of {name} could not be fetched ({type(error).__name__}). On a machine with access run "
+            f'`python -c "import keras; keras.applications.{backbone.published}(include_top=False)"`, copy the .h5 file from '
+            "~/.keras/models to this machine, and give its path as the weights."
+        ) from error
+
+
+@keras.saving.register_keras_serializable("tf_fashion")
+class ImageEncoder(keras.layers.Layer):
+    """A backbone with named feature taps, pooled to one vector or kept as maps.
+
+    Args:
+        backbone: Name in `BACKBONES`.
+        image_size: Side of the pictures; default the one of the backbone's ImageNet weights.
+        taps: `stage1` ... `stage5`, or names of layers of the backbone. Default: the last stage only.
+        pooling: "avg", "max", "gem" or "avg_max" (both, concatenated): one vector per tap, concatenated. None: maps.
+        descriptors: Names in `layers.descriptors.DESCRIPTORS` ("colour", "shape"): values computed from the pixels without
+            weights, appended to the vector. What ImageNet features see badly.
+        resize: How a photo becomes a square (see `ImageSpec.resize`).
+        weights: None, "imagenet", or the path of a Keras weights file of the whole backbone (with or without classifier).
+        batch_norm: "frozen" keeps the statistics of batch normalisation as they are; "train" updates them (over all replicas);
+            "auto" is "frozen" when weights are given and "train" when not.
+
+    Call arguments:
+        images: float `(batch, size, size, 3)`, RGB in 0..255; the scaling for the backbone happens inside.
+
+    Returns:
+        `{"features": (batch, feature_dim)}` float32, or without pooling `{tap: (batch, height, width, channels)}`.
+
+    Raises:
+        UsageError: unknown names.
+        WeightsError: the weights are missing or belong to another architecture.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "mobilenet_v2",
+        image_size: int | None = None,
+        taps: Sequence[str] = ("stage5",),
+        pooling: str | None = "avg",
+        descriptors: Sequence[str] = (),
+        resize: str = "squash",
+        weights: str | os.PathLike[str] | None = None,
+        batch_norm: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        entry = BACKBONES.get(backbone)
+        self.backbone_name = backbone
+        self.image_size = int(image_size or entry.size)
+        self.taps = [taps] if isinstance(taps, str) else list(taps)
+        self.pooling = pooling
+        self.descriptors = list(descriptors)
+        self.resize = resize
+        if pooling is not None and pooling not in POOLINGS:
+            raise UsageError(f"ImageEncoder(pooling=...): expected None or one of {', '.join(POOLINGS)}; found {pooling!r}.")
+        if batch_norm not in BATCH_NORM_MODES:
+            raise UsageError(
+                f"ImageEncoder(batch_norm=...): expected one of {', '.join(BATCH_NORM_MODES)}; found {batch_norm!r}."
+            )
+        self.batch_norm = ("frozen" if weights else "train") if batch_norm == "auto" else batch_norm
+        if pooling is None and self.descriptors:
+            raise UsageError("ImageEncoder: descriptors are vectors and need a pooling; without pooling there are only maps.")
+        if not self.taps and not self.descriptors:
+            raise UsageError("ImageEncoder: at least one tap or descriptor is needed.")
+        if self.image_size < 32:
+            raise UsageError(f"ImageEncoder(image_size=...): expected at least 32 pixels, found {self.image_size}.")
+        self.scaling = entry.scaling
+        if weights == "imagenet":
+            network = _imagenet(entry, backbone, self.image_size)
+        else:
+            network = entry.build(self.image_size, None)
+            if weights is not None:
+                _load_weights(network, weights, backbone)
+        self.network = self._cut(network)
+        self._descriptors = [DESCRIPTORS.get(name)(name=name, dtype="float32") for name in self.descriptors]
+        self._gems = [GeM(name=f"gem_{i}") for i in range(len(self.taps))] if pooling == "gem" else []
+        self.build(None)
+
+    def _cut(self, network: keras.Model) -> keras.Model:
+        stages = stage_layers(network)
+        names = {layer.name for layer in network.layers}
+        outputs = {}
+        for tap in self.taps:
+            layer = stages.get(tap, tap)
+            if layer not in names:
+                raise UsageError(
+                    f"{self.backbone_name} has no feature tap {tap!r}. Known: {', '.join(stages)}, and the names of its layers."
+                )
+            outputs[tap] = network.get_layer(layer).output
+            if len(outputs[tap].shape) != 4:
+                raise UsageError(f"{self.backbone_name}: the layer {tap!r} gives no feature map.")
+        if not outputs:
+            outputs = {"stage1": network.get_layer(stages["stage1"]).output}
+        cut = keras.Model(network.input, outputs, name="backbone")
+        for layer in cut.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                # Statistics of one replica only would be saved otherwise, and replicas would drift apart.
+                layer.synchronized = True
+                if self.batch_norm == "frozen":
+                    layer.trainable = False
+        return cut
+
+    def build(self, input_shape: Any) -> None:
+        for gem, channels in zip(self._gems, self.channels.values(), strict=False):
+            gem.build((None, None, None, channels))
+        for layer in self._descriptors:
+            layer.build((None, self.image_size, self.image_size, 3))
+        self.built = True
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How photos have to be decoded and resized for this encoder (pixels stay in 0..255)."""
+        return ImageSpec(size=self.image_size, resize=self.resize, scaling="raw")
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each tap."""
+        return {tap: int(self.network.output[tap].shape[-1]) for tap in self.taps}
+
+    @property
+    def map_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Height, width and channels of each tap."""
+        return {tap: tuple(int(n) for n in self.network.output[tap].shape[1:]) for tap in self.taps}
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the pooled vector."""
+        pooled = sum(self.channels.values()) * (2 if self.pooling == "avg_max" else 1)
+        return pooled + sum(layer.width for layer in self._descriptors)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's features: `(feature_dim,)`, or that of the last tap's map without pooling."""
+        return (self.feature_dim,) if self.pooling else self.map_shapes[self.taps[-1]]
+
+    def _pool(self, maps: dict[str, Any]) -> list[Any]:
+        parts = []
+        for number, tap in enumerate(self.taps):
+            x = ops.cast(maps[tap], "float32")
+            if self.pooling == "gem":
+                parts.append(self._gems[number](x))
+            if self.pooling in ("avg", "avg_max"):
+                parts.append(ops.mean(x, axis=(1, 2)))
+            if self.pooling in ("max", "avg_max"):
+                parts.append(ops.max(x, axis=(1, 2)))
+        return parts
+
+    def call(self, images: Any, training: bool | None = None) -> dict[str, Any]:
+        maps = {}
+        if self.taps:
+            scaled = ops.cast(scale_pixels(images, self.scaling), self.compute_dtype)
+            maps = self.network(scaled, training=bool(training) and self.trainable)
+        if self.pooling is None:
+            return {tap: maps[tap] for tap in self.taps}
+        parts = self._pool(maps) + [layer(tf.cast(images, tf.float32)) for layer in self._descriptors]
+        return {"features": ops.concatenate([ops.cast(x, "float32") for x in parts], axis=-1)}
+
+    def encode(self, images: Any, training: bool | None = None) -> Any:
+        """The one tensor that models take: the pooled vector, or the last tap's map."""
+        return self(images, training=training)["features" if self.pooling else self.taps[-1]]
+
+    def compute_output_shape(self, input_shape: tuple) -> dict[str, tuple]:
+        if self.pooling:
+            return {"features": (input_shape[0], self.feature_dim)}
+        return {tap: (input_shape[0], *shape) for tap, shape in self.map_shapes.items()}
+
+    def weights_hash(self) -> str:
+        """SHA-256 of all weights, to key cached features."""
+        return hash_json([[v.path, _digest(np.asarray(v))] for v in self.variables])
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the features of a photo: weights, taps, pooling, descriptors, image spec."""
+        config = {key: value for key, value in self.get_config().items() if key not in ("name", "trainable", "batch_norm")}
+        return hash_json({"config": config, "weights": self.weights_hash(), "spec": self.image_spec.fingerprint()})
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "backbone": self.backbone_name,
+            "image_size": self.image_size,
+            "taps": self.taps,
+            "pooling": self.pooling,
+            "descriptors": self.descriptors,
+            "resize": self.resize,
+            # Saved models hold their weights themselves.
+            "weights": None,
+            "batch_norm": self.batch_norm,
+        }
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def weights_record(weights: str | os.PathLike[str] | None) -> dict[str, str] | None:
+    """Name and SHA-256 of a weights file, for the record of a run; None without weights."""
+    if weights is None:
+        return None
+    if str(weights) == "imagenet":
+        return {"name": "imagenet (keras.applications)"}
+    return {"name": Path(weights).name, "sha256": hash_file(weights)}

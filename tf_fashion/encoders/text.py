@@ -1,0 +1,415 @@
+"""Text encoders: padded word ids -> one vector per sentence.
+
+Sentences are rows of word ids, padded at the end with id 0. Lengths are taken from the ids (position of the last id that is not
+0) unless they are given, which is needed only where id 0 also stands for words inside or at the end of a sentence. The padding
+never leaks into the result: the recurrent layers run over it, but only the valid steps are pooled, and backward layers start
+at the last valid step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tf_fashion.core.errors import UsageError
+from tf_fashion.core.registry import Registry
+from tf_fashion.layers import batch_norm, pool_sequence, reverse_sequence
+from tf_fashion.layers.pooling import SEQUENCE_POOLINGS
+
+TEXT_ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
+
+HEADS = ("bn_dense", "dense", None)
+INITIALIZATIONS = ("keras", "torch")
+
+
+def sentence_lengths(token_ids: Any) -> Any:
+    """Number of words up to and with the last id that is not 0.
+
+    Args:
+        token_ids: Integer tensor `(batch, steps)`.
+
+    Returns:
+        int32 tensor `(batch,)`, values in [0, steps].
+    """
+    positions = tf.range(1, tf.shape(token_ids)[1] + 1)
+    return tf.reduce_max(tf.where(tf.not_equal(token_ids, 0), positions[None, :], 0), axis=1)
+
+
+class _TorchUniform(keras.initializers.Initializer):
+    """U(-bound, bound) with bound = 1/sqrt(fan); fan is the number of inputs of a kernel if not given."""
+
+    def __init__(self, fan: int | None = None) -> None:
+        self.fan = fan
+
+    def __call__(self, shape: tuple, dtype: Any = None, **kwargs: Any) -> Any:
+        bound = (self.fan or shape[0]) ** -0.5
+        return keras.random.uniform(shape, -bound, bound, dtype=dtype)
+
+
+class RecurrentStack(keras.layers.Layer):
+    """Recurrent layers on top of each other, one or both ways, that return all steps.
+
+    Args:
+        cell: `"lstm"` or `"gru"` (the variant with the reset after the product, as cuDNN and PyTorch have it).
+        units: Width of each direction.
+        layers: Number of layers.
+        dropout: Share of inputs dropped between layers in training.
+        bidirectional: Whether a second set of layers reads backwards; its steps are appended to the forward ones'.
+        initialization: `"keras"` (Glorot, orthogonal, forget bias 1) or `"torch"` (all weights U(+-1/sqrt(units))).
+
+    Call arguments:
+        sequence: Floating tensor `(batch, steps, width)`.
+        lengths: Integer tensor `(batch,)`; used by the backward direction.
+
+    Returns:
+        Tensor `(batch, steps, units)`, or `2 * units` wide if bidirectional. Steps in the padding hold no meaning.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        units: int,
+        layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        initialization: str = "keras",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.cell = cell
+        self.units = units
+        self.depth = layers
+        self.dropout = dropout
+        self.bidirectional = bidirectional
+        self.initialization = initialization
+
+    def _layer(self, name: str) -> keras.layers.Layer:
+        options: dict[str, Any] = {"return_sequences": True, "name": name, "dtype": self.dtype_policy}
+        if self.initialization == "torch":
+            for weight in ("kernel", "recurrent", "bias"):
+                options[f"{weight}_initializer"] = _TorchUniform(self.units)
+            if self.cell == "lstm":
+                options["unit_forget_bias"] = False
+        return (keras.layers.LSTM if self.cell == "lstm" else keras.layers.GRU)(self.units, **options)
+
+    def build(self, sequence_shape: tuple, lengths_shape: tuple | None = None) -> None:
+        width = sequence_shape[-1]
+        self.forward_layers, self.backward_layers = [], []
+        for index in range(self.depth):
+            self.forward_layers.append(self._layer(f"{self.cell}_{index}"))
+            self.forward_layers[-1].build((None, None, width))
+            if self.bidirectional:
+                self.backward_layers.append(self._layer(f"{self.cell}_{index}_backward"))
+                self.backward_layers[-1].build((None, None, width))
+            width = self.units * (2 if self.bidirectional else 1)
+        self.drop = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
+        self.output_width = width
+        self.built = True
+
+    def call(self, sequence: Any, lengths: Any, training: bool | None = None) -> Any:
+        for index, layer in enumerate(self.forward_layers):
+            if index:
+                sequence = self.drop(sequence, training=training)
+            steps = layer(sequence)
+            if self.bidirectional:
+                backward = self.backward_layers[index](reverse_sequence(sequence, lengths))
+                steps = ops.concatenate([steps, reverse_sequence(backward, lengths)], axis=-1)
+            sequence = steps
+        return sequence
+
+    def compute_output_shape(self, sequence_shape: tuple, lengths_shape: tuple | None = None) -> tuple:
+        return (*sequence_shape[:-1], self.units * (2 if self.bidirectional else 1))
+
+
+class TextEncoder(keras.layers.Layer):
+    """Base of the text encoders: words -> embeddings -> (subclass) -> pooling -> head.
+
+    A subclass defines `_build_body(width)`, which returns the width of its features, and `_body(sequence, lengths, training)`,
+    which returns the sequences `(batch, steps, ...)` that are pooled and concatenated.
+
+    Args:
+        vocabulary_size: Number of word ids, with the padding's id 0.
+        dim: Width of the result; without a head it follows from the body and must be None or equal to it.
+        embedding_dim: Width of the word vectors.
+        units: Width of the recurrent layers; `dim` if None.
+        layers: Number of recurrent layers.
+        pooling: `"last"`, `"max"` or `"mean"` over the valid steps.
+        head: `"bn_dense"` (batch normalisation and a dense layer; head A of the FashionIQ 2020 entry), `"dense"` (head B), None.
+        dropout: Share dropped between recurrent layers.
+        output_dropout: Share of the pooled feature dropped before the dense layer (TIRG: 0.1).
+        word_dropout: Share of words replaced by `word_dropout_id` in training.
+        word_dropout_id: The id of the unknown word.
+        trainable_embeddings: Whether the word vectors are trained.
+        initialization: `"torch"`: as the originals (word vectors N(0, 1), the rest U(+-1/sqrt(width))); `"keras"`: Keras'
+            defaults with word vectors U(+-0.05).
+
+    Call arguments:
+        token_ids: Integer tensor `(batch, steps)`, padded with 0 at the end.
+        lengths: Optional integer tensor `(batch,)`, values in [0, steps].
+        training: Whether dropout and batch statistics are used.
+
+    Returns:
+        Tensor `(batch, dim)`, not normalised. A sentence without words has a finite result.
+
+    Raises:
+        UsageError: an option has an unknown value, or sizes contradict each other.
+    """
+
+    default_pooling = "last"
+
+    def __init__(
+        self,
+        vocabulary_size: int | None,
+        dim: int | None = 512,
+        embedding_dim: int = 300,
+        units: int | None = None,
+        layers: int = 1,
+        pooling: str | None = None,
+        head: str | None = "dense",
+        dropout: float = 0.1,
+        output_dropout: float = 0.0,
+        word_dropout: float = 0.0,
+        word_dropout_id: int = 0,
+        trainable_embeddings: bool = True,
+        initialization: str = "torch",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        pooling = pooling or self.default_pooling
+        for option, value, known in (
+            ("pooling", pooling, SEQUENCE_POOLINGS),
+            ("head", head, HEADS),
+            ("initialization", initialization, INITIALIZATIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"{type(self).__name__}: unknown {option} {value!r}. Known: {', '.join(map(str, known))}.")
+        if head is not None and dim is None:
+            raise UsageError(f"{type(self).__name__}: a head needs the width of its result; give `dim`.")
+        if units is None and dim is None:
+            raise UsageError(f"{type(self).__name__}: give `units` or `dim`.")
+        self.vocabulary_size = vocabulary_size
+        self.dim = dim
+        self.embedding_dim = embedding_dim
+        self.units = units
+        self.depth = layers
+        self.pooling = pooling
+        self.head = head
+        self.dropout = dropout
+        self.output_dropout = output_dropout
+        self.word_dropout = word_dropout
+        self.word_dropout_id = word_dropout_id
+        self.trainable_embeddings = trainable_embeddings
+        self.initialization = initialization
+        self.seed_generator = keras.random.SeedGenerator() if word_dropout else None
+
+    def _build_body(self, width: int) -> int:
+        """Creates the layers between embeddings and pooling; returns the width of the pooled feature."""
+        return width
+
+    def _body(self, sequence: Any, lengths: Any, training: bool | None) -> list[Any]:
+        return [sequence]
+
+    def build(self, token_ids_shape: tuple, lengths_shape: tuple | None = None) -> None:
+        torch = self.initialization == "torch"
+        self.embedding = keras.layers.Embedding(
+            self.vocabulary_size,
+            self.embedding_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0) if torch else "uniform",
+            trainable=self.trainable_embeddings,
+            name="embedding",
+            dtype=self.dtype_policy,
+        )
+        self.embedding.build((None, None))
+        self._build_head(self._build_body(self.embedding_dim))
+        self.built = True
+
+    def _build_head(self, width: int) -> None:
+        if self.head is None and self.dim not in (None, width):
+            raise UsageError(f"{type(self).__name__} without a head gives vectors of width {width}, but `dim` is {self.dim}.")
+        self.head_norm = batch_norm("head_norm", dtype=self.dtype_policy) if self.head == "bn_dense" else None
+        self.head_drop = keras.layers.Dropout(self.output_dropout, dtype=self.dtype_policy)
+        self.head_dense = None
+        if self.head is not None:
+            options: dict[str, Any] = {}
+            if self.initialization == "torch":
+                options = {"kernel_initializer": _TorchUniform(), "bias_initializer": _TorchUniform(width)}
+            self.head_dense = keras.layers.Dense(self.dim, name="head_dense", dtype=self.dtype_policy, **options)
+            self.head_dense.build((None, width))
+        if self.head_norm is not None:
+            self.head_norm.build((None, width))
+        self.output_width = self.dim if self.head is not None else width
+
+    def set_embedding_table(self, table: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Puts word vectors into the built layer (GloVe, say).
+
+        Args:
+            table: Floating array `(vocabulary_size, embedding_dim)`.
+            rows: Boolean array `(vocabulary_size,)`: only these rows are set, the others keep their values; None sets all.
+
+        Raises:
+            UsageError: the layer is not built yet, or the shapes differ.
+        """
+        if not self.built:
+            raise UsageError("set_embedding_table: the text encoder is not built yet; call it on a batch (or build it) first.")
+        current = ops.convert_to_numpy(self.embedding.embeddings)
+        table = np.asarray(table, dtype=current.dtype)
+        if table.shape != current.shape:
+            raise UsageError(f"set_embedding_table: expected a table of shape {current.shape}, found {table.shape}.")
+        if rows is not None:
+            table = np.where(np.asarray(rows, dtype=bool)[:, None], table, current)
+        self.embedding.embeddings.assign(table)
+
+    def sequences(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> tuple[list[Any], Any]:
+        """The features of every step before pooling, and the lengths.
+
+        Args:
+            token_ids, lengths, training: As for the call.
+
+        Returns:
+            A list of tensors `(batch, steps, width)` (one per recurrent stack) and an int32 tensor `(batch,)`.
+        """
+        token_ids = tf.convert_to_tensor(token_ids)
+        lengths = sentence_lengths(token_ids) if lengths is None else ops.cast(lengths, "int32")
+        if training and self.word_dropout:
+            drop = keras.random.uniform(ops.shape(token_ids), seed=self.seed_generator) < self.word_dropout
+            token_ids = tf.where(drop, tf.cast(self.word_dropout_id, token_ids.dtype), token_ids)
+        return self._body(self.embedding(token_ids), lengths, training), lengths
+
+    def call(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
+        sequences, lengths = self.sequences(token_ids, lengths, training)
+        pooled = [pool_sequence(sequence, lengths, self.pooling) for sequence in sequences]
+        return self._apply_head(ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0], training)
+
+    def _apply_head(self, feature: Any, training: bool | None) -> Any:
+        if self.head_norm is not None:
+            feature = self.head_norm(feature, training=training)
+        feature = self.head_drop(feature, training=training)
+        return feature if self.head_dense is None else self.head_dense(feature)
+
+    def compute_output_shape(self, token_ids_shape: tuple, lengths_shape: tuple | None = None) -> tuple:
+        if not self.built:
+            self.build(token_ids_shape)
+        return (token_ids_shape[0], self.output_width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "dim": self.dim,
+            "embedding_dim": self.embedding_dim,
+            "units": self.units,
+            "layers": self.depth,
+            "pooling": self.pooling,
+            "head": self.head,
+            "dropout": self.dropout,
+            "output_dropout": self.output_dropout,
+            "word_dropout": self.word_dropout,
+            "word_dropout_id": self.word_dropout_id,
+            "trainable_embeddings": self.trainable_embeddings,
+            "initialization": self.initialization,
+        }
+
+
+class _RecurrentTextEncoder(TextEncoder):
+    cells: tuple[str, ...] = ()
+    bidirectional = False
+
+    def _build_body(self, width: int) -> int:
+        self.stacks = []
+        for cell in self.cells:
+            stack = RecurrentStack(
+                cell,
+                self.units or self.dim,
+                self.depth,
+                self.dropout,
+                self.bidirectional,
+                self.initialization,
+                name=f"{cell}_stack",
+                dtype=self.dtype_policy,
+            )
+            stack.build((None, None, width))
+            self.stacks.append(stack)
+        return sum(stack.output_width for stack in self.stacks)
+
+    def _body(self, sequence: Any, lengths: Any, training: bool | None) -> list[Any]:
+        return [stack(sequence, lengths, training=training) for stack in self.stacks]
+
+
+@TEXT_ENCODERS.register("lstm")
+@keras.saving.register_keras_serializable("tf_fashion")
+class LSTMTextEncoder(_RecurrentTextEncoder):
+    """Words through one or more LSTM layers. Arguments as `TextEncoder`."""
+
+    cells = ("lstm",)
+
+
+@TEXT_ENCODERS.register("gru")
+@keras.saving.register_keras_serializable("tf_fashion")
+class GRUTextEncoder(_RecurrentTextEncoder):
+    """Words through one or more GRU layers. Arguments as `TextEncoder`."""
+
+    cells = ("gru",)
+
+
+@TEXT_ENCODERS.register("lstm_gru")
+@keras.saving.register_keras_serializable("tf_fashion")
+class LSTMGRUTextEncoder(_RecurrentTextEncoder):
+    """LSTM and GRU layers side by side on the same words; the pooled features are concatenated [LSTM, GRU].
+
+    The text tower of the FashionIQ 2020 entry (there 2 layers, 900-wide words, 2048 units). Arguments as `TextEncoder`.
+    """
+
+    cells = ("lstm", "gru")
+
+
+@TEXT_ENCODERS.register("bilstm")
+@keras.saving.register_keras_serializable("tf_fashion")
+class BiLSTMTextEncoder(_RecurrentTextEncoder):
+    """LSTM layers in both directions, max-pooled by default. Arguments as `TextEncoder`."""
+
+    cells = ("lstm",)
+    bidirectional = True
+    default_pooling = "max"
+
+
+@TEXT_ENCODERS.register("bigru")
+@keras.saving.register_keras_serializable("tf_fashion")
+class BiGRUTextEncoder(_RecurrentTextEncoder):
+    """GRU layers in both directions, max-pooled by default. Arguments as `TextEncoder`."""
+
+    cells = ("gru",)
+    bidirectional = True
+    default_pooling = "max"
+
+
+@TEXT_ENCODERS.register("swem")
+@keras.saving.register_keras_serializable("tf_fashion")
+class SWEMTextEncoder(TextEncoder):
+    """Mean and maximum of the word vectors, concatenated, then the head (Shen et al., ACL 2018).
+
+    Arguments as `TextEncoder`; `units`, `layers`, `dropout` and `pooling` are not used. With `vocabulary_size=None` the layer
+    takes ready sentence vectors, floating `(batch, width)`, in place of word ids, and only the head remains.
+    """
+
+    default_pooling = "mean"
+
+    def build(self, token_ids_shape: tuple, lengths_shape: tuple | None = None) -> None:
+        if self.vocabulary_size is not None:
+            super().build(token_ids_shape)
+            return
+        self._build_head(token_ids_shape[-1])
+        self.built = True
+
+    def _build_body(self, width: int) -> int:
+        return 2 * width
+
+    def call(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
+        if self.vocabulary_size is None:
+            return self._apply_head(token_ids, training)
+        (words,), lengths = self.sequences(token_ids, lengths, training)
+        pooled = [pool_sequence(words, lengths, "mean"), pool_sequence(words, lengths, "max")]
+        return self._apply_head(ops.concatenate(pooled, axis=-1), training)

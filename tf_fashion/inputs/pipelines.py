@@ -1,0 +1,227 @@
+"""tf.data pipelines for training on triplets.
+
+The order of the examples, the order of each pair's captions, and every augmentation are functions of (seed, epoch, position)
+alone. So a run that is interrupted continues with exactly the batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.feature_cache import FeatureTable
+from tf_fashion.inputs.images import ImageSpec, load
+from tf_fashion.inputs.text import WordTokenizer, join_caption_tensor, join_captions
+
+# Features up to this size are put into the graph's memory; larger ones are read from the memory map.
+_IN_MEMORY_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class TripletTable:
+    """Triplets as columns.
+
+    Attributes:
+        references, targets: Image ids.
+        captions: Two captions per triplet (one caption is followed by an empty one).
+        categories: Category of each triplet.
+        labels: int64 `(n,)`, one number per distinct target: the identity that matching losses go by.
+    """
+
+    references: list[str]
+    targets: list[str]
+    captions: list[tuple[str, str]]
+    categories: list[str]
+    labels: np.ndarray = field(repr=False)
+
+    @classmethod
+    def of(cls, triplets: Sequence[Any]) -> TripletTable:
+        """Columns of `datasets.Triplet`s that all have targets.
+
+        Raises:
+            DataError: no triplets, or some without target.
+        """
+        if not triplets:
+            raise DataError("There are no triplets to train on.")
+        without = sum(t.target is None for t in triplets)
+        if without:
+            raise DataError(f"{without} of {len(triplets)} triplets have no target; training needs targets. Take another split.")
+        targets = [t.target for t in triplets]
+        numbers = {target: number for number, target in enumerate(dict.fromkeys(targets))}
+        return cls(
+            references=[t.reference for t in triplets],
+            targets=targets,
+            captions=[(t.captions[0], t.captions[1] if len(t.captions) > 1 else "") for t in triplets],
+            categories=[t.category for t in triplets],
+            labels=np.array([numbers[target] for target in targets], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+
+class FeatureSource:
+    """Gives cached features for rows of a table; `role_features` in batches."""
+
+    suffix = "features"
+
+    def __init__(self, table: FeatureTable) -> None:
+        self.table = table
+        self._in_memory = table.values.nbytes <= _IN_MEMORY_BYTES
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        return self.table.rows(ids)
+
+    def gatherer(self) -> Any:
+        """Function from rows int64 `(batch,)` (and seeds, unused) to features `(batch, ...)` float32."""
+        shape = self.table.values.shape[1:]
+        if self._in_memory:
+            with tf.device("CPU:0"):
+                values = tf.constant(np.asarray(self.table.values))
+
+            def gather(rows: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+                return tf.cast(tf.gather(values, rows), tf.float32)
+        else:
+            memory_map = self.table.values
+
+            def gather(rows: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+                read = tf.numpy_function(lambda r: np.asarray(memory_map[r], dtype=np.float32), [rows], tf.float32)
+                return tf.ensure_shape(read, (None, *shape))
+
+        return gather
+
+
+class PhotoSource:
+    """Decodes (and augments) photos for rows of a list of files; `role_image` in batches.
+
+    Args:
+        paths: Image id -> file.
+        spec: How photos are decoded.
+        augment: None, or what happens to training photos.
+    """
+
+    suffix = "image"
+
+    def __init__(self, paths: dict[str, Path], spec: ImageSpec, augment: Augmentation | None = None) -> None:
+        self.ids = list(paths)
+        self.names = [str(path) for path in paths.values()]
+        self.spec = spec
+        self.augment = augment
+        self._row = {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        return np.array([self._row[image_id] for image_id in ids], dtype=np.int64)
+
+    def gatherer(self) -> Any:
+        names = tf.constant(self.names)
+
+        def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            name, seed = arguments
+            return load(tf.io.read_file(name), self.spec, self.augment, seed if self.augment is not None else None)
+
+        def gather(rows: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+            signature = tf.TensorSpec((self.spec.size, self.spec.size, 3), tf.float32)
+            return tf.map_fn(one, (tf.gather(names, rows), seeds), fn_output_signature=signature, parallel_iterations=16)
+
+        return gather
+
+
+def _mix(seed: int, stream: int) -> int:
+    """A 31-bit number from a seed and the name of a stream."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def training_batches(
+    table: TripletTable,
+    source: FeatureSource | PhotoSource,
+    tokenizer: WordTokenizer,
+    batch_size: int,
+    epochs: int,
+    initial_epoch: int = 0,
+    seed: int = 0,
+    caption_style: str = "and",
+    caption_dropout: float = 0.0,
+    steps_per_epoch: int | None = None,
+) -> tuple[tf.data.Dataset, int]:
+    """Batches of all epochs, one after the other, for `model.fit(..., steps_per_epoch=steps)`.
+
+    Args:
+        table: The triplets.
+        source: Where pictures or their features come from.
+        tokenizer: Makes the word ids.
+        batch_size: Triplets per (global) batch; the rest of an epoch that fills no batch is left out of that epoch.
+        epochs, initial_epoch: The epochs `initial_epoch <= e < epochs` are produced.
+        seed: Decides orders and augmentations.
+        caption_style: How captions are joined; their order is drawn anew in every epoch.
+        caption_dropout: Probability that only one caption of a pair is used (if both say something).
+        steps_per_epoch: Batches per epoch; default all full ones.
+
+    Returns:
+        Dataset of `(inputs, labels)`, where inputs has `text` and `reference_*`, `target_*` as `ComposedRetriever` takes them, and
+        the number of steps per epoch.
+
+    Raises:
+        UsageError: fewer triplets than one batch needs.
+    """
+    n = len(table)
+    full = n // batch_size
+    if full < 1:
+        raise UsageError(f"One batch needs {batch_size} triplets, found {n}. Choose a --batch-size of at most {n}.")
+    steps = min(steps_per_epoch or full, full)
+    references, targets = source.rows(table.references), source.rows(table.targets)
+    columns = {
+        "reference": tf.constant(references),
+        "target": tf.constant(targets),
+        "label": tf.constant(table.labels),
+        "captions": tf.constant([list(pair) for pair in table.captions], tf.string),
+    }
+    gather = source.gatherer()
+    order_seed, text_seed, image_seed = (_mix(seed, stream) for stream in range(3))
+
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        keys = tf.random.stateless_uniform((n,), tf.stack([tf.constant(order_seed, tf.int64), epoch]))
+        order = tf.argsort(keys, stable=True)[: steps * batch_size]
+        positions = tf.range(steps, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), positions, tf.reshape(order, (steps, batch_size))))
+
+    def join(captions: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        key = tf.stack([tf.constant(text_seed, tf.int64), epoch * 1_000_003 + step])
+        text = join_caption_tensor(captions, caption_style, seed=key)
+        stripped = tf.strings.strip(captions)
+        both = tf.reduce_all(tf.not_equal(stripped, ""), axis=1)
+        only = tf.where(tf.equal(stripped[:, 0], ""), stripped[:, 1], stripped[:, 0])
+        if caption_dropout:
+            draw = tf.random.stateless_uniform((2, batch_size), key + 1)
+            single = tf.where(draw[1] < 0.5, stripped[:, 0], stripped[:, 1])
+            text = tf.where((draw[0] < caption_dropout) & both, single, text)
+        return tf.where(both, text, only) if caption_style == "and" else text
+
+    def batch(epoch: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        inputs = {"text": tokenizer(join(tf.gather(columns["captions"], rows), epoch, step))}
+        for number, role in enumerate(("reference", "target")):
+            # A seed of its own for every picture of every epoch.
+            places = tf.range(batch_size) * 2 + number
+            base = tf.cast((epoch * steps + step) % 1_000_000_007, tf.int32)
+            seeds = tf.stack([tf.fill((batch_size,), base), image_seed // 2 + places], axis=1)
+            inputs[f"{role}_{source.suffix}"] = gather(tf.gather(columns[role], rows), seeds)
+        labels = tf.ensure_shape(tf.gather(columns["label"], rows), (batch_size,))
+        return inputs, labels
+
+    epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
+    batches = epochs_left.flat_map(epoch_batches).map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(2), steps
+
+
+def query_text(captions: Sequence[str], style: str) -> str:
+    """The captions of one query as one text; a blank one leaves no joining word behind."""
+    said = [caption for caption in captions if caption.strip()]
+    if style == "and" and len(said) == 1:
+        return said[0].strip()
+    return join_captions(list(captions)[:2], style)

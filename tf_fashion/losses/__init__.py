@@ -1,0 +1,11 @@
+"""Matching losses. Each sees the whole global batch under `tf.distribute`; a new file in this folder is found by itself."""
+
+import importlib
+import pkgutil
+
+from tf_fashion.losses.base import LOSSES, GlobalBatch, MatchingLoss, all_gather
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["LOSSES", "GlobalBatch", "MatchingLoss", "all_gather"]

@@ -1,0 +1,1 @@
+"""Tables, curves, picture sheets and the HTML report. Everything takes plain data: dictionaries, numbers and paths."""

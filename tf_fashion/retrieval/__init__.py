@@ -1,0 +1,1 @@
+"""MATCH: exact search, ranks, metrics, protocols and a saved index."""

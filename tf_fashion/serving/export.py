@@ -1,0 +1,117 @@
+"""SavedModels that take encoded photos and sentences, with the very decoding and tokenising of training inside the graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_fashion.core.errors import UsageError
+from tf_fashion.core.files import write_json
+from tf_fashion.inputs.images import safe_decode_batch
+from tf_fashion.models import ComposedRetriever
+
+
+def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes a SavedModel of a composed retriever, complete or not at all.
+
+    Signatures (names are those of the REST and gRPC interfaces of TensorFlow Serving):
+        `serving_default`: `image_bytes` string `(batch,)` and `text` string `(batch,)` -> `embedding` float32 `(batch, dim)` of
+            the query, `valid` bool `(batch,)`.
+        `embed_image`: `image_bytes` -> `embedding` of gallery photos, `valid`.
+
+    An undecodable photo does not fail the batch: its row has `valid` false and the embedding of a black picture. Embeddings have
+    length one; queries and gallery photos are compared by dot product.
+
+    Args:
+        model: With a tokenizer.
+        folder: Target; what an earlier export left there is replaced at the end.
+        record: JSON-able facts that are written beside the model as `tf_fashion.json`.
+
+    Raises:
+        UsageError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    spec = model.image_encoder.image_spec
+
+    def query(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        features = tf.cast(model.encode_image(images, training=False), tf.float32)
+        return {"embedding": model.embed_query(features, model.tokenizer(text)), "valid": valid}
+
+    def gallery(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        return {"embedding": model.embed_image(images), "valid": valid}
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    named = {
+        "image_bytes": tf.TensorSpec((None,), tf.string, name="image_bytes"),
+        "text": tf.TensorSpec((None,), tf.string, name="text"),
+    }
+    archive.add_endpoint("serving_default", query, input_signature=[named["image_bytes"], named["text"]])
+    archive.add_endpoint("embed_image", gallery, input_signature=[named["image_bytes"]])
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        archive.write_out(str(temporary / "model"), verbose=False)
+        write_json(
+            temporary / "model" / "tf_fashion.json",
+            {
+                "kind": "composed",
+                "dim": model.dim,
+                "image_spec": spec.to_config(),
+                "caption_style": model.caption_style,
+                **(record or {}),
+            },
+        )
+        old = temporary / "old"
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary / "model", folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+class ExportedRetriever:
+    """An exported composed retriever, called in-process.
+
+    Args:
+        folder: What `export_composed` wrote.
+
+    Raises:
+        UsageError: there is no such export.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "saved_model.pb").is_file():
+            raise UsageError(
+                f"{self.folder}: no SavedModel there. Make one with: tf-fashion export --model MODEL.keras --out {self.folder}"
+            )
+        self._loaded = tf.saved_model.load(str(self.folder))
+        self._query = self._loaded.signatures["serving_default"]
+        self._gallery = self._loaded.signatures["embed_image"]
+        record = self.folder / "tf_fashion.json"
+        self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+
+    def embed_query(self, photos: Sequence[bytes], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings `(n, dim)` of photos with sentences, and whether each photo was readable."""
+        result = self._query(image_bytes=tf.constant(list(photos)), text=tf.constant(list(texts)))
+        return result["embedding"].numpy(), result["valid"].numpy()
+
+    def embed_image(self, photos: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings `(n, dim)` of gallery photos, and whether each was readable."""
+        result = self._gallery(image_bytes=tf.constant(list(photos)))
+        return result["embedding"].numpy(), result["valid"].numpy()

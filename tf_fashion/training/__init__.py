@@ -1,0 +1,1 @@
+"""Runs: configuration, resumable `model.fit`, evaluation, and the files that a run leaves behind."""

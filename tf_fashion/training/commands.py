@@ -1,0 +1,217 @@
+"""What the command line does with trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import hash_file, make_out_folder, write_json
+from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
+from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
+from tf_fashion.inputs.images import load_image
+from tf_fashion.models import ComposedRetriever
+from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
+from tf_fashion.reports.tables import format_table, results_table
+from tf_fashion.retrieval.index import ExactIndex
+from tf_fashion.retrieval.protocol import get_protocol
+from tf_fashion.training.composed import summarise_run, versions
+from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
+from tf_fashion.training.results import write_results
+
+
+def load_composed(path: str | Path) -> ComposedRetriever:
+    """Loads a `.keras` file of a composed retriever.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it holds something else, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: expected a .keras file of a training run, found {'a folder' if path.is_dir() else 'nothing there'}.")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a model that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+        ) from None
+    if not isinstance(model, ComposedRetriever):
+        raise DataError(f"{path}: expected a ComposedRetriever, found a {type(model).__name__}.")
+    return model
+
+
+def refuse_or_report(bad: list[BadImage], listed_in: Path, skip: bool) -> None:
+    """Writes `bad_images.csv` and either stops or says what is left out.
+
+    Raises:
+        DataError: `skip` is off and there are bad images.
+    """
+    if not bad:
+        return
+    write_bad_images(listed_in, bad)
+    lines = "\n".join(f"  {image.path}: {image.reason}" for image in bad[:10])
+    more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+    message = f"{len(bad)} pictures cannot be used (all are listed in {listed_in}):\n{lines}{more}"
+    if not skip:
+        raise DataError(f"{message}\nRepair or replace them, or pass --skip-bad-images to go on without them.")
+    print(message)
+
+
+def evaluate_model(
+    model_path: str,
+    data: str,
+    images: str | None,
+    categories: tuple[str, ...] | None,
+    split: str,
+    protocol_name: str,
+    out: str,
+    report: str | None = None,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluates a saved model, prints the table and writes the JSON; see `tf-fashion evaluate composed --help`."""
+    target = Path(out)
+    make_out_folder(target.parent)
+    if target.is_dir():
+        raise UsageError(f"--out {out}: expected the name of a JSON file, found a folder.")
+    dataset: ComposedDataset = open_composed(data, images, categories)
+    names = [c for c in dataset.categories if split in dataset.splits(c)]
+    if not names:
+        raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")
+    get_protocol(protocol_name)
+    model = load_composed(model_path)
+    embedder = Embedder(model)
+    wanted = needed_images(dataset, split, names)
+    missing = set(dataset.missing_images([split]))
+    bad = [BadImage(i, Path(f"{dataset.images_root}/{i}.jpg"), "missing") for i in wanted if i in missing]
+    paths = {image_id: dataset.image_path(image_id) for image_id in wanted if image_id not in missing}
+    bad += audit_images(paths, model.image_encoder.image_spec, progress=progress)
+    refuse_or_report(bad, target.with_name("bad_images.csv"), skip_bad_images)
+    unusable = {image.id for image in bad}
+    if unusable:
+        dataset = dataset.without_images(unusable)
+    table = embedder.features({i: path for i, path in paths.items() if i not in unusable}, progress=progress)
+    protocol = get_protocol(protocol_name, dataset=dataset.name, split=split, join=model.caption_style)
+    results = evaluate_composed(embedder, dataset, table, protocol, names)
+    run = {
+        "name": Path(model_path).name,
+        "model": {"file": Path(model_path).name, "sha256": hash_file(model_path)},
+        "versions": versions(),
+        "config": {"split": split, "protocol": protocol_name, "categories": names},
+        "seed": None,
+        "data_hash": dataset.data_hash([split]),
+    }
+    metrics = summarise_run(results, protocol, run)
+    write_json(target, metrics)
+    if report:
+        folder = make_out_folder(report)
+        write_results(
+            folder, metrics, results, dataset, protocol, f"Composed retrieval on {dataset.name}", f"Model {Path(model_path).name}."
+        )
+    if progress:
+        print(results_table(metrics))
+    return metrics
+
+
+def _gallery_paths(folder: str) -> dict[str, Path]:
+    items = Catalogue(folder).items
+    if not items:
+        raise DataError(f"{folder}: there are no pictures.")
+    return {item.id: Path(item.path) for item in items}
+
+
+def _embed_paths(
+    embedder: Embedder, paths: Mapping[str, Path], bad_list: Path, skip: bool, progress: bool
+) -> tuple[list[str], np.ndarray]:
+    bad = audit_images(paths, embedder.model.image_encoder.image_spec, progress=progress)
+    refuse_or_report(bad, bad_list, skip)
+    unusable = {image.id for image in bad}
+    good = {image_id: path for image_id, path in paths.items() if image_id not in unusable}
+    table = embedder.features(good, progress=progress)
+    return list(good), embedder.gallery(table, list(good))
+
+
+def embed_folder(model_path: str, images: str, out: str, skip_bad_images: bool = False, progress: bool = True) -> ExactIndex:
+    """Embeds a folder of photos into an index; photos that are in it already are kept. See `tf-fashion embed --help`.
+
+    Raises:
+        UsageError: the index belongs to another model.
+    """
+    paths = _gallery_paths(images)
+    folder = Path(out)
+    make_out_folder(folder.parent)
+    notes = {"model_sha256": hash_file(load_path(model_path)), "images": {}}
+    index = None
+    if (folder / "index.json").exists():
+        index = ExactIndex.load(folder)
+        if index.notes.get("model_sha256") != notes["model_sha256"]:
+            raise UsageError(f"{out}: the index was made by another model. Choose another --out.")
+    new = {image_id: path for image_id, path in paths.items() if index is None or image_id not in index}
+    if index is not None and not new:
+        return index
+    embedder = Embedder(load_composed(model_path))
+    ids, embeddings = _embed_paths(embedder, new, folder.parent / "bad_images.csv", skip_bad_images, progress)
+    if index is None:
+        index = ExactIndex.build(ids, embeddings, notes=notes)
+    else:
+        index.add(ids, embeddings)
+    index.notes["images"] = {**index.notes.get("images", {}), **{image_id: str(paths[image_id].resolve()) for image_id in ids}}
+    index.save(folder)
+    return index
+
+
+def load_path(path: str) -> Path:
+    """A model's path, checked before anything slow happens."""
+    if not Path(path).is_file():
+        raise UsageError(
+            f"{path}: expected a .keras file of a training run, found {'a folder' if Path(path).is_dir() else 'nothing there'}."
+        )
+    return Path(path)
+
+
+def search_folder(
+    model_path: str,
+    gallery: str | None,
+    index_folder: str | None,
+    photo: str,
+    text: str,
+    top: int = 8,
+    sheet: str | None = None,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+) -> str:
+    """Finds the photos that a photo and a sentence ask for; returns a table. See `tf-fashion search --help`."""
+    if top < 1:
+        raise UsageError(f"--top: expected at least 1, found {top}.")
+    if not Path(photo).is_file():
+        raise UsageError(f"--photo {photo}: no such file.")
+    embedder = Embedder(load_composed(load_path(model_path)))
+    spec = embedder.model.image_encoder.image_spec
+    images = load_image(Path(photo), spec)
+    if index_folder is not None:
+        index = ExactIndex.load(index_folder)
+        if index.notes.get("model_sha256") != hash_file(model_path):
+            raise UsageError(f"--index {index_folder}: the index was made by another model. Make one with: tf-fashion embed")
+        paths = {image_id: Path(path) for image_id, path in index.notes.get("images", {}).items()}
+    else:
+        paths = _gallery_paths(str(gallery))
+        bad_list = (Path(sheet).parent if sheet else Path.cwd()) / "bad_images.csv"
+        ids, embeddings = _embed_paths(embedder, paths, bad_list, skip_bad_images, progress)
+        index = ExactIndex.build(ids, embeddings)
+    features = embedder.encode(images[None])
+    query = embedder.model.embed_query(features, embedder.model.token_ids([text])).numpy()
+    names, scores = index.search(query, top)
+    found = names[0]
+    if sheet:
+        row = SheetRow(Path(photo), text, [paths.get(i) for i in found], found, [float(s) for s in scores[0][: len(found)]])
+        retrieval_sheet(sheet, [row], title="Search", columns=min(top, 8), show_ids=True)
+    rows = [
+        [rank, image_id, float(score), str(paths.get(image_id, ""))]
+        for rank, (image_id, score) in enumerate(zip(found, scores[0], strict=False), 1)
+    ]
+    return format_table(["rank", "id", "score", "file"], rows, digits=4)

@@ -1,0 +1,660 @@
+"""Training of a `ComposedRetriever`, from a folder of data to a folder of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_fashion import __version__
+from tf_fashion.composers import COMPOSERS
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import make_out_folder, read_json, write_json
+from tf_fashion.datasets import ComposedDataset, open_composed
+from tf_fashion.encoders.image import BACKBONES, ImageEncoder, weights_record
+from tf_fashion.encoders.text import TEXT_ENCODERS
+from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
+from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
+from tf_fashion.inputs.glove import glove_table, load_glove
+from tf_fashion.inputs.images import load_image
+from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
+from tf_fashion.inputs.text import WordTokenizer, build_vocabulary
+from tf_fashion.losses import LOSSES
+from tf_fashion.models import ComposedRetriever
+from tf_fashion.reports.tables import results_table
+from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
+from tf_fashion.serving.export import ExportedRetriever, export_composed
+from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
+from tf_fashion.training.optimizers import GroupedAdamW
+from tf_fashion.training.results import write_results
+from tf_fashion.training.resume import TrainingState
+from tf_fashion.training.schedules import WarmupCosine
+
+ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
+
+# What is not given on the command line comes from the preset.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Frozen pretrained backbone, features computed once: minutes on a CPU.
+    "frozen": {
+        "backbone": "mobilenet_v2",
+        "taps": ALL_STAGES,
+        "descriptors": ("colour", "shape"),
+        "text_encoder": "bigru",
+        "word_dim": 256,
+        "text_dropout": 0.3,
+        "dim": 512,
+        "feature_norm": True,
+        "feature_dropout": 0.5,
+        "batch_size": 128,
+        "epochs": 16,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+    },
+    # A small network from scratch on small pictures: minutes on a CPU, for data that differs little.
+    "scratch": {
+        "backbone": "small_cnn",
+        "image_size": 64,
+        "taps": ("stage5", "stage4"),
+        "descriptors": (),
+        "pooling": "avg_max",
+        "text_encoder": "bigru",
+        "word_dim": 128,
+        "text_dropout": 0.1,
+        "dim": 256,
+        "feature_norm": True,
+        "feature_dropout": 0.1,
+        "batch_size": 64,
+        "epochs": 16,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-4,
+        "flip": True,
+    },
+    # A pretrained backbone trained along: for GPUs.
+    "finetune": {
+        "backbone": "resnet50_v2",
+        "taps": ("stage5",),
+        "descriptors": (),
+        "text_encoder": "lstm_gru",
+        "word_dim": 512,
+        "text_dropout": 0.1,
+        "dim": 1024,
+        "feature_norm": False,
+        "feature_dropout": 0.1,
+        "batch_size": 64,
+        "epochs": 40,
+        "learning_rate": 2e-4,
+        "weight_decay": 1e-2,
+        "backbone_factor": 0.1,
+        "augment": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class ComposedConfig:
+    """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
+
+    Attributes are explained by `tf-fashion train composed --help`.
+    """
+
+    data: str
+    out: str
+    images: str | None = None
+    categories: tuple[str, ...] | None = None
+    preset: str = "auto"
+    composer: str = "tirg"
+    text_encoder: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    freeze_backbone: bool = False
+    image_size: int | None = None
+    resize: str = "squash"
+    taps: tuple[str, ...] | None = None
+    pooling: str | None = None
+    descriptors: tuple[str, ...] | None = None
+    dim: int | None = None
+    word_dim: int | None = None
+    text_dropout: float | None = None
+    glove: str | None = None
+    spelling: bool = False
+    caption_style: str = "and"
+    caption_dropout: float = 0.0
+    projection: str = "linear"
+    feature_norm: bool | None = None
+    feature_dropout: float | None = None
+    loss: str = "batch_classification"
+    scale: float = 4.0
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    backbone_factor: float = 1.0
+    flip: bool = False
+    augment: bool = False
+    steps_per_epoch: int | None = None
+    seed: int = 0
+    protocol: str = "original"
+    split: str = "val"
+    evaluate_every: int = 1
+    select: str = "last"
+    patience: int | None = None
+    strategy: str = "none"
+    devices: tuple[str, ...] | None = None
+    precision: str = "auto"
+    deterministic: bool = False
+    cache: str | None = None
+    skip_bad_images: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+    progress: bool = True
+    report: bool = True
+    export: bool = True
+
+    def resolved(self) -> ComposedConfig:
+        """The same with the preset's values filled in.
+
+        Raises:
+            UsageError: an unknown name, or a number out of range.
+        """
+        preset = self.preset
+        if preset == "auto":
+            preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
+        if preset not in PRESETS:
+            raise UsageError(f"Unknown preset {preset!r}. Known: auto, {', '.join(PRESETS)}.")
+        values = {key: value for key, value in PRESETS[preset].items() if getattr(self, key) in (None, False)}
+        if self.backbone_factor != 1.0:
+            values.pop("backbone_factor", None)
+        config = dataclasses.replace(self, preset=preset, **values)
+        if config.pooling is None:
+            config = dataclasses.replace(config, pooling="avg")
+        if COMPOSERS.get(config.composer).spatial:
+            config = dataclasses.replace(config, pooling="none", taps=("stage5",), descriptors=())
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raises `UsageError` for values that no run can have."""
+        BACKBONES.get(str(self.backbone))
+        TEXT_ENCODERS.get(str(self.text_encoder))
+        COMPOSERS.get(self.composer)
+        LOSSES.get(self.loss)
+        get_protocol(self.protocol)
+        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        if not self.learning_rate or self.learning_rate <= 0:
+            raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
+        for name in ("feature_dropout", "text_dropout", "caption_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: expected a number from 0 up to but not including 1, found {getattr(self, name)}."
+                )
+        if self.select not in ("last", "best"):
+            raise UsageError(f"--select: expected last or best, found {self.select!r}.")
+        if self.freeze_backbone and not self.weights:
+            raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the weights: two runs with equal identities are one run."""
+        ignored = {"out", "overwrite", "progress", "report", "export", "tensorboard", "cache", "data", "images"}
+        return {key: value for key, value in _plain(dataclasses.asdict(self)).items() if key not in ignored}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def default_cache() -> Path:
+    """Where features are kept between runs: `$XDG_CACHE_HOME/tf-fashion/features` (usually `~/.cache/...`)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tf-fashion" / "features"
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "tf_fashion": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def make_strategy(name: str, devices: tuple[str, ...] | None) -> tf.distribute.Strategy | None:
+    """The `tf.distribute` strategy of a run: None, or `MirroredStrategy` over all GPUs or the given devices.
+
+    Several CPU devices (`cpu:0,cpu:1`) are made as logical devices, to try a distributed run without GPUs.
+
+    Raises:
+        UsageError: unknown name, or devices that do not exist.
+    """
+    if name == "none":
+        return None
+    if name != "mirrored":
+        raise UsageError(f"--strategy: expected none or mirrored, found {name!r}.")
+    if devices:
+        wanted = max((int(device.split(":")[1]) for device in devices if device.lower().startswith("cpu:")), default=0) + 1
+        if wanted > 1:
+            try:
+                cpu = tf.config.list_physical_devices("CPU")[0]
+                tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
+            except RuntimeError:
+                if len(tf.config.list_logical_devices("CPU")) < wanted:
+                    raise UsageError(f"--devices: {wanted} logical CPUs cannot be made once TensorFlow has started.") from None
+    known = {device.name.split("device:")[-1].lower() for device in tf.config.list_logical_devices()}
+    unknown = [device for device in devices or () if device.lower() not in known]
+    if unknown:
+        raise UsageError(f"--devices: no device {', '.join(unknown)}. Found: {', '.join(sorted(known))}.")
+    return tf.distribute.MirroredStrategy(list(devices) if devices else None)
+
+
+def set_precision(name: str) -> str:
+    """Sets Keras' dtype policy. "auto": bfloat16 mixed precision on GPUs that have it, float16 on older ones, float32 on CPUs.
+
+    Returns:
+        Name of the policy.
+    """
+    if name == "auto":
+        gpus = tf.config.list_physical_devices("GPU")
+        name = "float32"
+        if gpus:
+            capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+            name = "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+    if name not in ("float32", "mixed_float16", "mixed_bfloat16"):
+        raise UsageError(f"--precision: expected auto, float32, mixed_float16 or mixed_bfloat16; found {name!r}.")
+    keras.mixed_precision.set_global_policy(name)
+    return name
+
+
+class ComposedRun:
+    """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
+
+    Args:
+        config: As given; the preset is filled in here.
+
+    Raises:
+        UsageError, DataError, WeightsError: with what to do about it; nothing is written before the data has been read.
+    """
+
+    def __init__(self, config: ComposedConfig) -> None:
+        self.started = time.time()
+        self.config = config.resolved()
+        self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories)
+        if "train" not in self.dataset.splits():
+            raise DataError(f"{self.config.data}: there is no split 'train'. Found: {', '.join(self.dataset.splits())}.")
+        self.categories = [c for c in self.dataset.categories if "train" in self.dataset.splits(c)]
+        for category in self.categories:
+            self.dataset.get(category, "train")
+        self.can_evaluate = any(self.config.split in self.dataset.splits(c) for c in self.dataset.categories)
+        self.evaluation_splits = [self.config.split] if self.can_evaluate else []
+        for category in self.dataset.categories:
+            if self.config.split in self.dataset.splits(category):
+                self.dataset.get(category, self.config.split)
+        self.out = make_out_folder(self.config.out)
+        self.data_hash = self.dataset.data_hash(["train", *self.evaluation_splits])
+        self._claim_out()
+        self.strategy = make_strategy(self.config.strategy, self.config.devices)
+        keras.utils.set_random_seed(self.config.seed)
+        if self.config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.precision = set_precision(self.config.precision)
+
+    def say(self, text: str) -> None:
+        """Prints one line of progress."""
+        if self.config.progress:
+            print(text, flush=True)
+
+    def _claim_out(self) -> None:
+        """Makes sure that the folder is empty, or holds this very run."""
+        path = self.out / "config.json"
+        mine = {"identity": self.config.identity(), "data_hash": self.data_hash}
+        if path.exists() and not self.config.overwrite:
+            there = read_json(path)
+            if {key: there.get(key) for key in mine} != mine:
+                old, new = there.get("identity", {}), mine["identity"]
+                changed = [key for key in new if old.get(key) != new[key]] or ["the data"]
+                raise UsageError(
+                    f"{self.out} holds another run (it differs in: {', '.join(changed)}). Choose another --out, or pass --overwrite "
+                    "to replace it."
+                )
+        elif self.config.overwrite:
+            shutil.rmtree(self.out / "state", ignore_errors=True)
+        write_json(path, {**mine, "config": _plain(dataclasses.asdict(self.config)), "versions": versions()})
+
+    # Data.
+
+    def image_paths(self) -> dict[str, Path]:
+        """Paths of all pictures of the run; those without a file are reported all at once.
+
+        Raises:
+            DataError: pictures are missing, and `skip_bad_images` is off.
+        """
+        splits = ["train", *self.evaluation_splits]
+        missing = self.dataset.missing_images(splits)
+        if missing:
+            self._bad_images(
+                [BadImage(image_id, Path(f"{self.dataset.images_root}/{image_id}.jpg"), "missing") for image_id in missing]
+            )
+        return {image_id: self.dataset.image_path(image_id) for image_id in self.dataset.image_ids(splits)}
+
+    def _bad_images(self, bad: list[BadImage]) -> None:
+        if not bad:
+            return
+        path = self.out / "bad_images.csv"
+        write_bad_images(path, bad)
+        listed = "\n".join(f"  {image.path}: {image.reason}" for image in bad[:10])
+        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+        message = f"{len(bad)} pictures cannot be used (all of them are listed in {path}):\n{listed}{more}"
+        if not self.config.skip_bad_images:
+            raise DataError(
+                f"{message}\nRepair or replace them, or pass --skip-bad-images to leave out every triplet that uses one (the result "
+                "will say so)."
+            )
+        self.say(message)
+        self.dataset = self.dataset.without_images([image.id for image in bad])
+        for line in self.dataset.report():
+            self.say(f"  {line}")
+
+    def load_pictures(self) -> None:
+        """Builds the image encoder and, if it is frozen, fills the feature cache; otherwise audits the photos."""
+        config = self.config
+        paths = self.image_paths()
+        with self.scope():
+            self.encoder = ImageEncoder(
+                config.backbone or "",
+                image_size=config.image_size,
+                taps=config.taps or (),
+                pooling=None if config.pooling == "none" else config.pooling,
+                descriptors=config.descriptors or (),
+                resize=config.resize,
+                weights=config.weights,
+                name="image_encoder",
+                dtype="float32" if config.freeze_backbone else None,
+            )
+        self.table: FeatureTable | None = None
+        if config.freeze_backbone:
+            self.encoder.trainable = False
+            cache = FeatureCache(config.cache or default_cache(), self.encoder.fingerprint(), self.encoder.feature_shape)
+            known = len(paths) - len(cache.missing(paths))
+            self.say(f"Features of {known} of {len(paths)} pictures are in the cache {cache.folder}")
+            size = self.encoder.image_size
+            encode = tf.function(self.encoder.encode, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
+            bad = cache.fill(paths, self.encoder.image_spec, encode, progress=config.progress)
+            self._bad_images(bad)
+            self.table = cache.table([image_id for image_id in paths if image_id not in {image.id for image in bad}])
+        else:
+            self._bad_images(audit_images(paths, self.encoder.image_spec, progress=config.progress))
+        self.paths = {image_id: paths[image_id] for image_id in self.dataset.image_ids(["train", *self.evaluation_splits])}
+
+    def scope(self) -> Any:
+        """The strategy's scope, or a context that does nothing."""
+        return self.strategy.scope() if self.strategy is not None else tf.name_scope("")
+
+    # Model.
+
+    def build_model(self) -> ComposedRetriever:
+        """The model, compiled."""
+        config = self.config
+        triplets = [t for category in self.categories for t in self.dataset.get(category, "train").triplets]
+        self.triplets = TripletTable.of(triplets)
+        steps = len(self.triplets) // config.batch_size
+        self.steps = min(config.steps_per_epoch or steps, steps)
+        captions = [caption for pair in self.triplets.captions for caption in pair]
+        if config.caption_style == "and":
+            captions = [*captions, "and"]
+        words = build_vocabulary(captions, "first_seen", spelling="fashion_iq" if config.spelling else None)
+        with self.scope():
+            tokenizer = WordTokenizer(words, spelling="fashion_iq" if config.spelling else None, max_length=48, name="tokenizer")
+            vocabulary = tokenizer.vocabulary
+            text_encoder = TEXT_ENCODERS.get(str(config.text_encoder))(
+                vocabulary_size=len(vocabulary),
+                dim=config.dim,
+                embedding_dim=config.word_dim,
+                output_dropout=config.text_dropout,
+                name="text_encoder",
+            )
+            model = ComposedRetriever(
+                self.encoder,
+                text_encoder,
+                COMPOSERS.get(config.composer)(name="composer"),
+                tokenizer,
+                dim=config.dim,
+                projection=config.projection,
+                feature_norm=config.feature_norm,
+                feature_dropout=config.feature_dropout,
+                initial_scale=config.scale,
+                caption_style=config.caption_style,
+                name="composed_retriever",
+            )
+            if config.glove:
+                vectors = load_glove(config.glove, vocabulary, progress=config.progress)
+                text_encoder.set_embedding_table(glove_table(vocabulary, [vectors], seed=config.seed))
+            schedule = WarmupCosine(config.learning_rate, max(self.steps * config.epochs, 1))
+            optimizer = GroupedAdamW(
+                schedule,
+                weight_decay=config.weight_decay,
+                lr_multipliers={r"image_encoder": config.backbone_factor} if config.backbone_factor != 1.0 else None,
+            )
+            model.compile(optimizer, LOSSES.get(config.loss)())
+        self.model = model
+        return model
+
+    def training_data(self, initial_epoch: int) -> tf.data.Dataset:
+        """Batches from `initial_epoch` on."""
+        config = self.config
+        if self.table is not None:
+            source: FeatureSource | PhotoSource = FeatureSource(self.table)
+        else:
+            augment = Augmentation.fashion_iq_2020() if config.augment else (Augmentation() if config.flip else None)
+            source = PhotoSource(self.paths, self.encoder.image_spec, augment)
+        batches, _ = training_batches(
+            self.triplets,
+            source,
+            self.model.tokenizer,
+            config.batch_size,
+            config.epochs,
+            initial_epoch,
+            config.seed,
+            config.caption_style,
+            config.caption_dropout,
+            self.steps,
+        )
+        return batches
+
+    # Training and evaluation.
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol that the run is measured by."""
+        return get_protocol(self.config.protocol, dataset=self.dataset.name, split=self.config.split, join=self.config.caption_style)
+
+    def evaluate(self, progress: bool | None = None) -> dict[str, CategoryEvaluation]:
+        """Evaluates the model as it is."""
+        if not hasattr(self, "embedder"):
+            self.embedder = Embedder(self.model)
+        table = self.table
+        if table is None:
+            wanted = needed_images(self.dataset, self.config.split, self._evaluated())
+            show = self.config.progress if progress is None else progress
+            table = self.embedder.features({image_id: self.paths[image_id] for image_id in wanted}, progress=show)
+        return evaluate_composed(self.embedder, self.dataset, table, self.protocol, self._evaluated())
+
+    def _evaluated(self) -> list[str]:
+        return [c for c in self.dataset.categories if self.config.split in self.dataset.splits(c)]
+
+    def callback(self) -> TrainingState:
+        """The keeper of the run's state, which also evaluates after each epoch."""
+        config = self.config
+        watched = self.can_evaluate and all(self.dataset.get(c, config.split).has_targets for c in self._evaluated())
+        self.can_evaluate = watched
+        epoch = 0
+
+        def measure() -> dict[str, float]:
+            nonlocal epoch
+            epoch += 1
+            if epoch % config.evaluate_every and epoch + self.initial_epoch < config.epochs:
+                return {}
+            mean = summarise({name: e.result for name, e in self.evaluate(progress=False).items()}, self.protocol)["mean"]
+            return {f"{config.split}_{key}": round(float(value), 6) for key, value in mean.items()}
+
+        return TrainingState(
+            self.out / "state",
+            self.out / "history.csv",
+            config.seed,
+            measure if watched else None,
+            f"{config.split}_mean" if watched else None,
+            config.patience,
+        )
+
+    def fit(self) -> TrainingState:
+        """`model.fit` from the last finished epoch to the end."""
+        config = self.config
+        state = self.callback()
+        self.initial_epoch = state.restore(self.model)
+        if self.initial_epoch:
+            self.say(f"Continuing after epoch {self.initial_epoch} of {config.epochs}, from {state.folder}")
+        callbacks: list[keras.callbacks.Callback] = [state]
+        if config.tensorboard:
+            callbacks.append(keras.callbacks.TensorBoard(self.out / "tensorboard"))
+        if self.initial_epoch < config.epochs and not state.finished:
+            self.model.fit(
+                self.training_data(self.initial_epoch),
+                initial_epoch=self.initial_epoch,
+                epochs=config.epochs,
+                steps_per_epoch=self.steps,
+                callbacks=callbacks,
+                verbose=(1 if sys.stdout.isatty() else 2) if config.progress else 0,
+                shuffle=False,
+            )
+        if config.select == "best" and state.best_path.exists():
+            self.model.load_weights(state.best_path)
+        self.state = state
+        return state
+
+    def metrics(self, results: dict[str, CategoryEvaluation]) -> dict[str, Any]:
+        """The content of `metrics.json`."""
+        return summarise_run(
+            results,
+            self.protocol,
+            {
+                "name": self.config.composer,
+                "seed": self.config.seed,
+                "versions": versions(),
+                "config": _plain(dataclasses.asdict(self.config)),
+                "data_hash": self.data_hash,
+                "weights": weights_record(self.config.weights),
+                "parameters": int(sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)),
+                "epochs": len(self.state.rows),
+                "selection": "last epoch"
+                if self.config.select == "last"
+                else f"best epoch on {self.config.split} ({self.state.best_epoch})",
+                "precision": self.precision,
+                "replicas": 1 if self.strategy is None else self.strategy.num_replicas_in_sync,
+                "seconds": round(time.time() - self.started, 1),
+            },
+        )
+
+
+def summarise_run(results: dict[str, CategoryEvaluation], protocol: Protocol, run: dict[str, Any]) -> dict[str, Any]:
+    """`metrics.json` of evaluated categories; reduced galleries are declared per category."""
+    metrics = summarise({name: evaluation.result for name, evaluation in results.items()}, protocol, run)
+    for name, evaluation in results.items():
+        if evaluation.gallery_missing:
+            metrics["categories"][name]["gallery_missing"] = evaluation.gallery_missing
+    return metrics
+
+
+def train_composed(config: ComposedConfig) -> dict[str, Any]:
+    """Trains, evaluates, reports and exports; what `tf-fashion train composed` does.
+
+    Args:
+        config: Everything that decides the run.
+
+    Returns:
+        The content of `metrics.json` (without "categories" and "mean" where there is no split to evaluate).
+
+    Raises:
+        UsageError, DataError, WeightsError: see the messages.
+    """
+    run = ComposedRun(config)
+    run.load_pictures()
+    model = run.build_model()
+    run.fit()
+    return finish(run, model)
+
+
+def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
+    """Saves the model, evaluates it, writes tables, pictures and the export, and tries the export with one query."""
+    config, out = run.config, run.out
+    metrics: dict[str, Any] = {}
+    save_model(model, out / "model.keras")
+    if run.can_evaluate:
+        results = run.evaluate()
+        metrics = run.metrics(results)
+        write_json(out / "metrics.json", metrics)
+        if config.report:
+            title = f"Composed retrieval with {config.composer} on {run.dataset.name}"
+            summary = (
+                f"{len(run.triplets)} training triplets, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
+            )
+            write_results(out, metrics, results, run.dataset, run.protocol, title, summary, config.seed)
+        run.say("\n" + results_table(metrics) + "\n")
+    if config.export:
+        folder = export_composed(model, out / "export" / "1", {"protocol": run.protocol.to_config()})
+        run.say(try_export(run, model, folder))
+    kept = {
+        "model.keras": "the trained model",
+        "metrics.json": "the numbers with their protocol",
+        "history.csv": "one row per epoch",
+        "sheet.png": "queries and what was found",
+        "report.html": "all of it, to open in a browser",
+        "export": "the SavedModel for serving",
+    }
+    listed = [f"  {out / name}  {what}" for name, what in kept.items() if (out / name).exists()]
+    run.say("\n".join(["Results:", *listed]))
+    return metrics
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Saves a `.keras` file under a temporary name and renames it."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.keras")
+    try:
+        model.save(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} could not be written: {error.strerror or error}. Free some space and run the same command again."
+        ) from error
+
+
+def try_export(run: ComposedRun, model: ComposedRetriever, folder: Path) -> str:
+    """Runs one query through the export and through the model; returns a line about it.
+
+    Raises:
+        DataError: the two disagree by more than 1e-4.
+    """
+    triplet = run.dataset.get(run.categories[0], "train").triplets[0]
+    text = query_text(triplet.captions, run.config.caption_style)
+    photo = run.dataset.image_path(triplet.reference)
+    exported, valid = ExportedRetriever(folder).embed_query([photo.read_bytes()], [text])
+    images = load_image(photo, model.image_encoder.image_spec)[None]
+    own = model.embed_query(model.encode_image(images, training=False), model.token_ids([text])).numpy()
+    difference = float(np.abs(exported - own).max())
+    if not bool(valid[0]) or difference > 1e-4:
+        raise DataError(f"{folder}: the export gives another embedding than the model (difference {difference:.2g}); do not serve it.")
+    return f"The export answers {text!r} for {triplet.reference} as the model does (largest difference {difference:.1e})."

@@ -1,0 +1,148 @@
+"""Embedding a dataset with a `ComposedRetriever` and measuring it under a named protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_fashion.core.errors import DataError
+from tf_fashion.datasets import CategorySplit, ComposedDataset
+from tf_fashion.inputs.feature_cache import FeatureTable, image_batches
+from tf_fashion.inputs.pipelines import query_text
+from tf_fashion.models import ComposedRetriever
+from tf_fashion.retrieval.protocol import CategoryResult, Protocol, evaluate_category, gallery_for
+
+QUERY_BATCH = 256
+
+
+class Embedder:
+    """Runs a model's parts in batches, each traced once.
+
+    Args:
+        model: The retriever.
+        batch_size: Photos at a time.
+    """
+
+    def __init__(self, model: ComposedRetriever, batch_size: int = 32) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        shape = model.image_encoder.feature_shape
+        size = model.image_encoder.image_size
+        self.encode = tf.function(
+            lambda images: tf.cast(model.encode_image(images, training=False), tf.float32),
+            input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
+        )
+        self._gallery = tf.function(model.embed_features, input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
+        self._query = tf.function(
+            model.embed_query, input_signature=[tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
+        )
+
+    def features(self, paths: Mapping[str, Path], progress: bool = True) -> FeatureTable:
+        """Features of photos, in memory, in the order of `paths`."""
+        spec = self.model.image_encoder.image_spec
+        ids = list(paths)
+        values = np.empty((len(ids), *self.model.image_encoder.feature_shape), np.float32)
+        at = 0
+        with tqdm(total=len(ids), desc="encoding images", unit="image", disable=not progress) as bar:
+            for images in image_batches([Path(paths[image_id]) for image_id in ids], spec, self.batch_size):
+                rows = self.encode(images).numpy()
+                values[at : at + len(rows)] = rows
+                at += len(rows)
+                bar.update(len(rows))
+        return FeatureTable(ids, values)
+
+    def gallery(self, table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
+        """Gallery embeddings `(len(ids), dim)` float32."""
+        rows = table.rows(ids)
+        parts = [
+            self._gallery(np.asarray(table.values[rows[at : at + QUERY_BATCH]], np.float32)).numpy()
+            for at in range(0, len(rows), QUERY_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.model.dim), np.float32)
+
+    def queries(self, table: FeatureTable, references: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Query embeddings `(len(texts), dim)` float32."""
+        rows = table.rows(references)
+        parts = []
+        for at in range(0, len(rows), QUERY_BATCH):
+            features = np.asarray(table.values[rows[at : at + QUERY_BATCH]], np.float32)
+            parts.append(self._query(features, self.model.token_ids(list(texts[at : at + QUERY_BATCH]))).numpy())
+        return np.concatenate(parts) if parts else np.empty((0, self.model.dim), np.float32)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query as it was evaluated."""
+
+    reference: str
+    target: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CategoryEvaluation:
+    """Everything about one evaluated category that reports need."""
+
+    result: CategoryResult
+    queries: list[Query]
+    gallery_ids: list[str]
+    gallery_missing: int
+    query_embeddings: np.ndarray
+    gallery_embeddings: np.ndarray
+
+
+def queries_of(part: CategorySplit, protocol: Protocol) -> list[Query]:
+    """The queries of a category under a protocol: one per pair, or one per caption.
+
+    Raises:
+        DataError: some pairs have no target.
+    """
+    if not part.has_targets:
+        raise DataError(
+            f"{part.category}/{part.split}: the pairs have no targets, so nothing can be measured. Choose a split with targets "
+            "(--split val)."
+        )
+    queries = []
+    for triplet in part.triplets:
+        if protocol.captions == "single":
+            texts = [caption.strip() for caption in triplet.captions if caption.strip()]
+        else:
+            texts = [query_text(triplet.captions, protocol.join)]
+        queries += [Query(triplet.reference, str(triplet.target), text) for text in texts]
+    return queries
+
+
+def evaluate_part(embedder: Embedder, table: FeatureTable, part: CategorySplit, protocol: Protocol) -> CategoryEvaluation:
+    """Evaluates one category."""
+    queries = queries_of(part, protocol)
+    gallery_ids = gallery_for(protocol, list(part.gallery), part.triplets)
+    references = [query.reference for query in queries]
+    embeddings = embedder.queries(table, references, [query.text for query in queries])
+    if protocol.captions == "both_orders":
+        other = [query_text(t.captions[::-1], protocol.join) for t in part.triplets]
+        embeddings = embeddings + embedder.queries(table, references, other)
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    gallery = embedder.gallery(table, gallery_ids)
+    result = evaluate_category(embeddings, gallery, gallery_ids, [q.target for q in queries], references, protocol)
+    return CategoryEvaluation(result, queries, gallery_ids, len(part.missing), embeddings, gallery)
+
+
+def needed_images(dataset: ComposedDataset, split: str, categories: Iterable[str] | None = None) -> list[str]:
+    """Ids of all pictures that the evaluation of a split looks at."""
+    ids: dict[str, None] = {}
+    for category in categories or dataset.categories:
+        ids.update(dict.fromkeys(sorted(dataset.get(category, split).image_ids)))
+    return list(ids)
+
+
+def evaluate_composed(
+    embedder: Embedder, dataset: ComposedDataset, table: FeatureTable, protocol: Protocol, categories: Iterable[str] | None = None
+) -> dict[str, CategoryEvaluation]:
+    """Evaluates all categories of the protocol's split; `table` holds the features of `needed_images`."""
+    names = [c for c in (categories or dataset.categories) if protocol.split in dataset.splits(c)]
+    return {category: evaluate_part(embedder, table, dataset.get(category, protocol.split), protocol) for category in names}

@@ -1,0 +1,102 @@
+"""AdamW with groups: learning-rate factors by name, weight decay on matrices only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_fashion.core.errors import UsageError
+
+
+@keras.saving.register_keras_serializable("tf_fashion")
+class GroupedAdamW(keras.optimizers.AdamW):
+    """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning-rate factor per group of variables.
+
+    A step is `theta <- theta (1 - lr decay)`, then `theta <- theta - lr m^ / (sqrt(v^) + epsilon)` with the bias-corrected
+    moments: epsilon stands beside the corrected root, as in the paper and in PyTorch (Keras' own AdamW adds it before the correction).
+
+    Args:
+        learning_rate: Number or schedule.
+        weight_decay: Decoupled decay.
+        beta_1, beta_2, epsilon: Moments' decay rates and the guard of the division.
+        lr_multipliers: Regular expression -> factor. The first expression found in a variable's path (`model/layer/kernel`)
+            gives its learning rate's factor, decay included; 0 freezes. Variables that match none have factor 1.
+        decay_vectors: Whether biases, normalisation parameters and scalars (fewer than two dimensions) decay too. The original
+            FashionIQ 2020 entry decays all of them.
+        **kwargs: As for `keras.optimizers.AdamW` (clipping, moving averages, ...).
+
+    Raises:
+        UsageError: an expression is not valid, or `amsgrad` is asked for.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        lr_multipliers: Mapping[str, float] | None = None,
+        decay_vectors: bool = False,
+        name: str = "grouped_adamw",
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("amsgrad"):
+            raise UsageError("GroupedAdamW has no amsgrad variant; leave amsgrad out.")
+        super().__init__(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            name=name,
+            **kwargs,
+        )
+        self.lr_multipliers = dict(lr_multipliers or {})
+        self.decay_vectors = decay_vectors
+        for expression in self.lr_multipliers:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise UsageError(f"GroupedAdamW: {expression!r} in lr_multipliers is not a regular expression: {error}.") from None
+
+    def multiplier(self, path: str) -> float:
+        """The learning-rate factor of the variable with this path."""
+        return next((factor for expression, factor in self.lr_multipliers.items() if re.search(expression, path)), 1.0)
+
+    def build(self, var_list: list[Any]) -> None:
+        if self.built:
+            return
+        super().build(var_list)
+        # Plain tuples of Python numbers: the trackable base would wrap lists.
+        self._factors = tuple(self.multiplier(variable.path) for variable in var_list)
+        self._decays = tuple(
+            self.weight_decay if (self.decay_vectors or len(variable.shape) > 1) and self._use_weight_decay(variable) else 0.0
+            for variable in var_list
+        )
+
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        """Nothing: the decay is part of `update_step`, where the group's learning rate is known."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        index = self._get_variable_index(variable)
+        kind = variable.dtype
+        rate = tf.cast(learning_rate, kind) * self._factors[index]
+        gradient = tf.cast(tf.convert_to_tensor(gradient), kind)
+        step = tf.cast(self.iterations + 1, kind)
+        m, v = self._momentums[index], self._velocities[index]
+        self.assign_add(m, (gradient - m) * (1.0 - self.beta_1))
+        self.assign_add(v, (tf.square(gradient) - v) * (1.0 - self.beta_2))
+        m_hat = tf.cast(m, kind) / (1.0 - tf.pow(tf.cast(self.beta_1, kind), step))
+        v_hat = tf.cast(v, kind) / (1.0 - tf.pow(tf.cast(self.beta_2, kind), step))
+        update = rate * m_hat / (tf.sqrt(v_hat) + self.epsilon)
+        if self._decays[index]:
+            update += tf.cast(variable, kind) * (rate * self._decays[index])
+        self.assign_sub(variable, update)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "lr_multipliers": self.lr_multipliers, "decay_vectors": self.decay_vectors}

@@ -1,0 +1,133 @@
+"""Learning rates over the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_fashion.core.errors import UsageError
+
+
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Base of the schedules here: computed in float64, used in float32."""
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        return tf.cast(self._rate(tf.cast(step, tf.float64)), tf.float32)
+
+    def rates(self, steps: np.ndarray) -> np.ndarray:
+        """The exact rates of some steps.
+
+        Args:
+            steps: Numbers of steps done before, integers >= 0.
+
+        Returns:
+            float64 array of the same shape.
+        """
+        return self._rate(tf.constant(np.asarray(steps, dtype=np.float64))).numpy()
+
+
+@keras.saving.register_keras_serializable("tf_fashion")
+class WarmupStepDecay(_Schedule):
+    """Linear warm-up counted in images, then a factor at fixed epochs: the schedule of the FashionIQ 2020 entry.
+
+    `base = learning_rate * batch_size / 16`; the rate of a step is `min(base, base * n / warmup_images)`, n the images seen with
+    this step's, times `decay_factor` for every entry of `decay_epochs` that is not after the current epoch (counted from 1).
+
+    Args:
+        learning_rate: Rate for 16 images per step.
+        batch_size: Images per step, over all replicas.
+        steps_per_epoch: Steps per epoch.
+        warmup_images: Length of the warm-up; 0 for none.
+        decay_factor: Factor at each entry of `decay_epochs`.
+        decay_epochs: Epochs, counted from 1.
+
+    Raises:
+        UsageError: a size is not positive.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.00011148,
+        batch_size: int = 32,
+        steps_per_epoch: int = 562,
+        warmup_images: int = 10_000,
+        decay_factor: float = 0.4747,
+        decay_epochs: Sequence[int] = (10, 20, 30, 40, 50, 60, 70),
+    ) -> None:
+        if batch_size < 1 or steps_per_epoch < 1:
+            raise UsageError(
+                f"WarmupStepDecay: batch_size and steps_per_epoch must be at least 1, found {batch_size} and {steps_per_epoch}."
+            )
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_images = warmup_images
+        self.decay_factor = decay_factor
+        self.decay_epochs = tuple(decay_epochs)
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        base = self.learning_rate * self.batch_size / 16
+        rate = tf.fill(tf.shape(step), tf.constant(base, tf.float64))
+        if self.warmup_images:
+            rate = tf.minimum(rate, base * (step + 1) * self.batch_size / self.warmup_images)
+        epoch = tf.floor(step / self.steps_per_epoch) + 1
+        for entry in self.decay_epochs:
+            rate = tf.where(epoch >= entry, rate * self.decay_factor, rate)
+        return rate
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "steps_per_epoch": self.steps_per_epoch,
+            "warmup_images": self.warmup_images,
+            "decay_factor": self.decay_factor,
+            "decay_epochs": list(self.decay_epochs),
+        }
+
+
+@keras.saving.register_keras_serializable("tf_fashion")
+class WarmupCosine(_Schedule):
+    """Linear warm-up, then half a cosine down to the end value.
+
+    Args:
+        learning_rate: Highest rate.
+        total_steps: Steps of the run; afterwards the rate stays at its end value.
+        warmup_ratio: Share of the steps spent in warm-up, in [0, 1).
+        final_ratio: End value as a share of the highest rate.
+
+    Raises:
+        UsageError: `total_steps` is not positive, or `warmup_ratio` outside [0, 1).
+    """
+
+    def __init__(self, learning_rate: float, total_steps: int, warmup_ratio: float = 0.05, final_ratio: float = 0.0) -> None:
+        if total_steps < 1 or not 0.0 <= warmup_ratio < 1.0:
+            raise UsageError(
+                f"WarmupCosine: total_steps must be at least 1, warmup_ratio in [0, 1); found {total_steps} and {warmup_ratio}."
+            )
+        self.learning_rate = learning_rate
+        self.total_steps = total_steps
+        self.warmup_ratio = warmup_ratio
+        self.final_ratio = final_ratio
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        warmup = self.total_steps * self.warmup_ratio
+        progress = tf.clip_by_value((step - warmup) / (self.total_steps - warmup), 0.0, 1.0)
+        falling = self.final_ratio + (1.0 - self.final_ratio) * 0.5 * (1.0 + tf.cos(np.pi * progress))
+        rising = (step + 1) / max(warmup, 1.0)
+        return self.learning_rate * tf.where(step + 1 < warmup, rising, falling)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "total_steps": self.total_steps,
+            "warmup_ratio": self.warmup_ratio,
+            "final_ratio": self.final_ratio,
+        }
