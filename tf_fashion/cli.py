@@ -6,7 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tf_fashion import __version__
@@ -58,9 +58,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default="auto",
-        help="where options that are not given come from: frozen (pretrained, features cached; fast on a CPU), "
-        "finetune (pretrained, trained along; for GPUs), scratch (small network without pretrained weights); auto chooses by --weights and "
-        "--freeze-backbone",
+        help="where options that are not given come from: frozen (pretrained, features cached; fast on a CPU), finetune "
+        "(pretrained, trained along; for GPUs), scratch (small network without pretrained weights); auto chooses by --weights "
+        "and --freeze-backbone",
     )
     add(
         "--composer",
@@ -85,6 +85,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-encoder", help="gru, lstm, lstm_gru, bigru, bilstm, swem")
     add("--dim", type=int, help="width of the embeddings")
     add("--word-dim", type=int, help="width of the word vectors")
+    add("--text-units", type=int, help="width of recurrent text layers (default: DIM)")
     add("--glove", metavar="FILE", help="GloVe text file (.txt, .gz) or .npz with initial word vectors; its width must be --word-dim")
     add("--spelling", action="store_true", help="correct FashionIQ's frequent misspellings")
     add("--caption-style", default="and", help="how the two captions of a pair are joined: and, fiq2020, rtic, starter_kit")
@@ -217,8 +218,8 @@ def build_parser() -> argparse.ArgumentParser:
         verbs,
         "embed",
         "embed a folder of photos into an index",
-        "Embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that `search` reads. Photos that are in the\n"
-        "index already are not embedded again.",
+        "Embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that `search` reads. Photos that are\n"
+        "in the index already are not embedded again.",
     )
     embed.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
     embed.add_argument("--images", required=True, metavar="DIR", help="folder of photos, or of a catalogue")
@@ -357,11 +358,16 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. Errors that users can mend are one readable message, without traceback."""
+    """Runs one command; returns its exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     args = build_parser().parse_args(argv)
+    return run_and_explain(args.run, args)
+
+
+def run_and_explain(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Runs a command; turns errors into one readable message and an exit code."""
     try:
-        return int(args.run(args))
+        return int(command(args))
     except TfFashionError as error:
         print(f"tf-fashion: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,8 +16,9 @@ class Composer(keras.layers.Layer):
     """Base of the layers that turn a reference image's feature and a text feature into the feature of the wanted image.
 
     To add one: a file in this folder with a subclass, registered with `@COMPOSERS.register(name)` and
-    `@keras.saving.register_keras_serializable("tf_fashion")`, that creates its weights in `build(image_shape, text_shape)` and
-    returns all constructor arguments from `get_config`. `tf_fashion.testing.contracts.run_composer_test` then checks the promises below.
+    `@keras.saving.register_keras_serializable("tf_fashion")`, that creates its weights in `build(image_shape, text_shape)`
+    and returns all constructor arguments from `get_config`. `tf_fashion.testing.contracts.run_composer_test` then checks the
+    promises below.
 
     Class attributes:
         spatial: False: image features are vectors `(batch, dim)`. True: they are maps `(batch, height, width, channels)` and the

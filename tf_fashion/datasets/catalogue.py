@@ -111,9 +111,7 @@ def read_table(path: Path, on_problem: OnProblem = raise_errors) -> Table:
 
     header_line = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t|", key=header_line.count)
-    reader = csv_module.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t"
-    )
+    reader = csv_module.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
     columns: list[str] = []
     rows: list[tuple[int, list[str]]] = []
     try:
@@ -305,9 +303,7 @@ class Catalogue:
     @classmethod
     def matches(cls, root: Path) -> bool:
         root = Path(root)
-        return (
-            any(path.suffix.lower() in (".csv", ".tsv") for path in root.iterdir()) or next(walk_images(root), None) is not None
-        )
+        return any(path.suffix.lower() in (".csv", ".tsv") for path in root.iterdir()) or next(walk_images(root), None) is not None
 
     @property
     def items(self) -> list[Item]:
@@ -381,9 +377,7 @@ def _checked_paths(items: list[Item], csv: Path | None, on_problem: OnProblem) -
     for item in items:
         paths[item.id] = item.path if item.path is not None and item.path.is_file() else None
         if paths[item.id] is None:
-            what = f"missing picture of the item {item.id!r}" + (
-                f": {item.path}." if item.path else f" (no {item.id}.jpg or other)."
-            )
+            what = f"missing picture of the item {item.id!r}" + (f": {item.path}." if item.path else f" (no {item.id}.jpg or other).")
             on_problem(Problem("error", f"{csv}, line {item.row}", what, "", "missing image"))
     return paths
 

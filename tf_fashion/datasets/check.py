@@ -114,9 +114,7 @@ class CheckReport:
 def _format_table(rows: list[dict[str, Any]]) -> list[str]:
     table = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in table
-    ]
+    return ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in table]
 
 
 def picture_header(data: bytes) -> tuple[str, int, int] | None:
@@ -324,8 +322,7 @@ def check_tree(
     present = {id: path for id, path in inspection.paths.items() if path is not None}
     reasons, digests = check_pictures(present, decode, workers, progress)
     problems += [
-        Problem("error", str(present[id]), f"unreadable picture: {reason}.", "", "unreadable image")
-        for id, reason in reasons.items()
+        Problem("error", str(present[id]), f"unreadable picture: {reason}.", "", "unreadable image") for id, reason in reasons.items()
     ]
     problems += _leaks(inspection)
     problems += _duplicates(inspection, digests, reasons)
@@ -392,9 +389,7 @@ def _duplicates(inspection: Inspection, digests: dict[str, str], reasons: dict[s
     splits = _splits_of_ids(inspection)
     across = sum(len(set().union(*(splits[id] for id in ids))) > 1 for ids in groups.values())
     example = " = ".join(sorted(next(iter(groups.values())))[:3])
-    what = (
-        f"{len(groups)} groups of ids ({sum(map(len, groups.values()))} ids) have byte-identical pictures, for instance {example}"
-    )
+    what = f"{len(groups)} groups of ids ({sum(map(len, groups.values()))} ids) have byte-identical pictures, for instance {example}"
     what += f"; {across} of the groups span several splits." if across else "."
     fix = "A search that finds the other copy counts as a miss."
     return [Problem("warning", str(inspection.images_root), what, fix, "identical pictures")]

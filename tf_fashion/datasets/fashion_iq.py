@@ -165,9 +165,7 @@ def read_split(root: Path, category: str, split: str, on_problem: OnProblem = ra
     ):
         if values is not None and not values:
             fix = "Fill it, or leave the category out with --categories."
-            on_problem(
-                Problem("error", str(path), f"category {category!r} is empty: {what} in {split!r}.", fix, "empty category")
-            )
+            on_problem(Problem("error", str(path), f"category {category!r} is empty: {what} in {split!r}.", fix, "empty category"))
 
     triplets = []
     in_gallery = frozenset(gallery or ())
@@ -234,9 +232,7 @@ class FashionIQ(ComposedDataset):
         return any((Path(root) / folder).is_dir() for folder in ("captions", "image_splits"))
 
     def splits(self, category: str | None = None) -> list[str]:
-        return split_order(
-            split for name, split in self._listed if (name in self.categories if category is None else name == category)
-        )
+        return split_order(split for name, split in self._listed if (name in self.categories if category is None else name == category))
 
     def annotation_files(self, splits: Collection[str] | None = None) -> list[Path]:
         pairs = self._pairs_of(splits)
@@ -288,9 +284,7 @@ class FashionIQ(ComposedDataset):
             for path in sorted((root / folder).iterdir()):
                 if path.suffix == ".json" and not pattern.match(path.name):
                     fix = f"Expected {cls.looked_for}."
-                    on_problem(
-                        Problem("warning", str(path), "the name says no category and split; not read.", fix, "unknown file")
-                    )
+                    on_problem(Problem("warning", str(path), "the name says no category and split; not read.", fix, "unknown file"))
         if not listed:
             what = "no category: neither folder has a file of the layout."
             on_problem(Problem("error", str(root), what, f"Expected {cls.looked_for}.", "empty category"))
@@ -301,9 +295,7 @@ class FashionIQ(ComposedDataset):
             for split in split_order(split for name, split in listed if name == category):
                 summaries.append(SplitSummary.of(read_split(root, category, split, on_problem)))
         try:
-            images_root = (
-                existing_folder(images, "the folder of the pictures") if images is not None else default_images_root(root)
-            )
+            images_root = existing_folder(images, "the folder of the pictures") if images is not None else default_images_root(root)
             paths = ImageFolder(images_root).find_all(sorted(set().union(*(summary.image_ids for summary in summaries))))
         except (DataError, UsageError) as error:
             where, _, what = str(error).partition(": ")

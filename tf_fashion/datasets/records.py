@@ -400,9 +400,7 @@ def default_images_root(root: Path) -> Path:
     path = root / "images"
     if path.is_dir():
         return path
-    nearby = [
-        folder for folder in (root.parent / "images", root / "image", root / "img", root / "resized_image") if folder.is_dir()
-    ]
+    nearby = [folder for folder in (root.parent / "images", root / "image", root / "img", root / "resized_image") if folder.is_dir()]
     hint = f" There is {nearby[0]}: is it that?" if nearby else ""
     raise DataError(f"{path}: no such folder. Put the pictures there as ID.jpg, or say where they are with --images DIR.{hint}")
 

@@ -72,7 +72,7 @@ for _variant in ("Tiny", "Small", "Base"):
 def _small_cnn(side: int, weights: str | None) -> keras.Model:
     """Five stages of two 3x3 convolutions: learns from a few thousand pictures, without pretrained weights, on a CPU."""
     x = inputs = keras.Input((side, side, 3))
-    for stage, width in enumerate((24, 48, 96, 160, 224), start=1):
+    for stage, width in enumerate((16, 32, 64, 128, 192), start=1):
         for part in ("a", "b"):
             stride = 2 if part == "a" else 1
             if stage == 1 and part == "b":
@@ -188,9 +188,7 @@ class ImageEncoder(keras.layers.Layer):
         if pooling is not None and pooling not in POOLINGS:
             raise UsageError(f"ImageEncoder(pooling=...): expected None or one of {', '.join(POOLINGS)}; found {pooling!r}.")
         if batch_norm not in BATCH_NORM_MODES:
-            raise UsageError(
-                f"ImageEncoder(batch_norm=...): expected one of {', '.join(BATCH_NORM_MODES)}; found {batch_norm!r}."
-            )
+            raise UsageError(f"ImageEncoder(batch_norm=...): expected one of {', '.join(BATCH_NORM_MODES)}; found {batch_norm!r}.")
         self.batch_norm = ("frozen" if weights else "train") if batch_norm == "auto" else batch_norm
         if pooling is None and self.descriptors:
             raise UsageError("ImageEncoder: descriptors are vectors and need a pooling; without pooling there are only maps.")

@@ -43,7 +43,7 @@ def audit_images(
     reasons = {row: reason for row, path in enumerate(files) if (reason := explain_path(path, spec))}
     rows = [row for row in range(len(files)) if row not in reasons]
     if rows:
-        decoded = set()
+        decoded: set[int] = set()
 
         def check(row: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
             # The number of pixels makes the row depend on the decoding, which would be pruned otherwise.

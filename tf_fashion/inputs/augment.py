@@ -161,8 +161,8 @@ class Augmentation:
     @classmethod
     def fashion_iq_2020(cls, legacy: bool = False) -> Augmentation:
         """Mirror, up to 45 degrees, 15 % shift, 0.9..1.1; `legacy=True` adds nearest neighbour and the old centre."""
-        kind = {"interpolation": "nearest", "center_offset": 0.5} if legacy else {}
-        return cls(flip=0.5, rotate=45.0, translate=0.15, scale=(0.9, 1.1), **kind)
+        modern = cls(flip=0.5, rotate=45.0, translate=0.15, scale=(0.9, 1.1))
+        return dataclasses.replace(modern, interpolation="nearest", center_offset=0.5) if legacy else modern
 
     def to_config(self) -> dict[str, Any]:
         """The fields as a JSON-able dictionary."""

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.inputs.augment import Augmentation
-from tf_fashion.inputs.feature_cache import FeatureTable
+from tf_fashion.inputs.feature_cache import FeatureTable, image_batches
 from tf_fashion.inputs.images import ImageSpec, load
 from tf_fashion.inputs.text import WordTokenizer, join_caption_tensor, join_captions
 
@@ -101,25 +101,35 @@ class FeatureSource:
 class PhotoSource:
     """Decodes (and augments) photos for rows of a list of files; `role_image` in batches.
 
+    Where all pictures fit into `memory_bytes` at the model's size, they are decoded once and kept as bytes: resized pixels are
+    whole grey levels, so nothing is lost. Random crops are taken from the photo itself and need it decoded every time.
+
     Args:
         paths: Image id -> file.
-        spec: How photos are decoded.
+        spec: How photos are decoded; its scaling is "raw".
         augment: None, or what happens to training photos.
+        memory_bytes: Memory for decoded pictures.
     """
 
     suffix = "image"
 
-    def __init__(self, paths: dict[str, Path], spec: ImageSpec, augment: Augmentation | None = None) -> None:
+    def __init__(
+        self, paths: dict[str, Path], spec: ImageSpec, augment: Augmentation | None = None, memory_bytes: int = 1_000_000_000
+    ) -> None:
         self.ids = list(paths)
         self.names = [str(path) for path in paths.values()]
         self.spec = spec
         self.augment = augment
         self._row = {image_id: row for row, image_id in enumerate(self.ids)}
+        whole = spec.scaling == "raw" and spec.antialias and (augment is None or augment.crop_area is None)
+        self._kept = whole and len(self.names) * spec.size**2 * 3 <= memory_bytes
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         return np.array([self._row[image_id] for image_id in ids], dtype=np.int64)
 
     def gatherer(self) -> Any:
+        if self._kept:
+            return self._kept_gatherer()
         names = tf.constant(self.names)
 
         def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
@@ -129,6 +139,25 @@ class PhotoSource:
         def gather(rows: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
             signature = tf.TensorSpec((self.spec.size, self.spec.size, 3), tf.float32)
             return tf.map_fn(one, (tf.gather(names, rows), seeds), fn_output_signature=signature, parallel_iterations=16)
+
+        return gather
+
+    def _kept_gatherer(self) -> Any:
+        parts = [images.numpy().astype(np.uint8) for images in image_batches([Path(name) for name in self.names], self.spec, 64)]
+        with tf.device("CPU:0"):
+            pixels = tf.constant(np.concatenate(parts))
+        augment = self.augment
+
+        def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            image, seed = arguments
+            return augment.after_resize(tf.cast(image, tf.float32), seed)  # type: ignore[union-attr]
+
+        def gather(rows: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+            images = tf.gather(pixels, rows)
+            if augment is None:
+                return tf.cast(images, tf.float32)
+            signature = tf.TensorSpec((self.spec.size, self.spec.size, 3), tf.float32)
+            return tf.map_fn(one, (images, seeds), fn_output_signature=signature, parallel_iterations=16)
 
         return gather
 

@@ -149,7 +149,7 @@ class MatchEmbedding(MatchingLoss):
         query, target = self._pair(y_pred)
         wanted = l2_normalize(tf.cast(y_true, query.dtype), epsilon=1e-16)
         cosines = [tf.reduce_sum(l2_normalize(side, epsilon=1e-16) * wanted, axis=-1) for side in (query, target)]
-        known = tf.cast(tf.reduce_any(tf.not_equal(y_true, 0), axis=-1), query.dtype)
+        known = tf.cast(tf.reduce_max(tf.cast(tf.not_equal(y_true, 0), query.dtype), axis=-1) > 0, query.dtype)
         everyone = all_gather(known)
         share = tf.math.divide_no_nan(tf.cast(tf.size(everyone), query.dtype), tf.reduce_sum(everyone))
         return known * share * (1.0 - 0.5 * (cosines[0] + cosines[1]))

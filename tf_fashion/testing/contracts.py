@@ -224,9 +224,14 @@ def replica_value_and_gradients(
         index = context.replica_id_in_sync_group
         return tuple(tf.constant(x[edges[index] : edges[index + 1]]) for x in columns)
 
+    def replica(rows: Any) -> Any:
+        # As in `fit`, the graph must not know the number of rows: TensorFlow's graph optimiser divides by it if it is a known 0.
+        rows = [tf.raw_ops.PlaceholderWithDefault(input=x, shape=[None, *x.shape[1:]]) for x in rows]
+        return value_and_gradients(loss, *rows)
+
     @tf.function
     def step(data: Any) -> Any:
-        return strategy.run(lambda rows: value_and_gradients(loss, *rows), args=(data,))
+        return strategy.run(replica, args=(data,))
 
     value, gradients = step(strategy.experimental_distribute_values_from_function(local))
     joined = [tf.concat(strategy.experimental_local_results(gradient), axis=0) for gradient in gradients]

@@ -50,35 +50,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "backbone": "mobilenet_v2",
         "taps": ALL_STAGES,
         "descriptors": ("colour", "shape"),
-        "text_encoder": "bigru",
+        "text_encoder": "swem",
         "word_dim": 256,
         "text_dropout": 0.3,
         "dim": 512,
         "feature_norm": True,
         "feature_dropout": 0.5,
         "batch_size": 128,
-        "epochs": 16,
+        "epochs": 12,
         "learning_rate": 1e-3,
         "weight_decay": 1e-4,
     },
-    # A small network from scratch on small pictures: minutes on a CPU, for data that differs little.
+    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {
         "backbone": "small_cnn",
         "image_size": 64,
         "taps": ("stage5", "stage4"),
         "descriptors": (),
         "pooling": "avg_max",
-        "text_encoder": "bigru",
+        "text_encoder": "swem",
         "word_dim": 128,
-        "text_dropout": 0.1,
+        "text_dropout": 0.0,
         "dim": 256,
         "feature_norm": True,
-        "feature_dropout": 0.1,
+        "feature_dropout": 0.0,
         "batch_size": 64,
-        "epochs": 16,
+        "epochs": 4,
         "learning_rate": 2e-3,
         "weight_decay": 1e-4,
-        "flip": True,
     },
     # A pretrained backbone trained along: for GPUs.
     "finetune": {
@@ -125,6 +124,7 @@ class ComposedConfig:
     descriptors: tuple[str, ...] | None = None
     dim: int | None = None
     word_dim: int | None = None
+    text_units: int | None = None
     text_dropout: float | None = None
     glove: str | None = None
     spelling: bool = False
@@ -424,6 +424,7 @@ class ComposedRun:
                 vocabulary_size=len(vocabulary),
                 dim=config.dim,
                 embedding_dim=config.word_dim,
+                units=config.text_units,
                 output_dropout=config.text_dropout,
                 name="text_encoder",
             )
@@ -520,30 +521,36 @@ class ComposedRun:
             config.patience,
         )
 
-    def fit(self) -> TrainingState:
-        """`model.fit` from the last finished epoch to the end."""
-        config = self.config
-        state = self.callback()
-        self.initial_epoch = state.restore(self.model)
+    def prepare_state(self) -> TrainingState:
+        """Restores the last finished epoch, if there is one."""
+        self.state = self.callback()
+        self.initial_epoch = self.state.restore(self.model, self.config.epochs)
         if self.initial_epoch:
-            self.say(f"Continuing after epoch {self.initial_epoch} of {config.epochs}, from {state.folder}")
-        callbacks: list[keras.callbacks.Callback] = [state]
-        if config.tensorboard:
-            callbacks.append(keras.callbacks.TensorBoard(self.out / "tensorboard"))
-        if self.initial_epoch < config.epochs and not state.finished:
+            self.say(f"Continuing after epoch {self.initial_epoch} of {self.config.epochs}, from {self.state.folder}")
+        return self.state
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What `fit` needs: the state's keeper, and TensorBoard if asked for."""
+        return [self.state, *([keras.callbacks.TensorBoard(self.out / "tensorboard")] if self.config.tensorboard else [])]
+
+    @property
+    def verbosity(self) -> int:
+        """Keras' `verbose`: a progress bar on terminals, a line per epoch elsewhere."""
+        return (1 if sys.stdout.isatty() else 2) if self.config.progress else 0
+
+    def fit(self) -> None:
+        """`model.fit` from the last finished epoch to the end."""
+        state = self.prepare_state()
+        if state.epochs_left:
             self.model.fit(
-                self.training_data(self.initial_epoch),
-                initial_epoch=self.initial_epoch,
-                epochs=config.epochs,
+                self.training_data(state.initial_epoch),
+                initial_epoch=state.initial_epoch,
+                epochs=self.config.epochs,
                 steps_per_epoch=self.steps,
-                callbacks=callbacks,
-                verbose=(1 if sys.stdout.isatty() else 2) if config.progress else 0,
+                callbacks=self.callbacks(),
+                verbose=self.verbosity,
                 shuffle=False,
             )
-        if config.select == "best" and state.best_path.exists():
-            self.model.load_weights(state.best_path)
-        self.state = state
-        return state
 
     def metrics(self, results: dict[str, CategoryEvaluation]) -> dict[str, Any]:
         """The content of `metrics.json`."""
@@ -601,6 +608,8 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
     """Saves the model, evaluates it, writes tables, pictures and the export, and tries the export with one query."""
     config, out = run.config, run.out
     metrics: dict[str, Any] = {}
+    if config.select == "best" and run.state.best_path.exists():
+        model.load_weights(run.state.best_path)
     save_model(model, out / "model.keras")
     if run.can_evaluate:
         results = run.evaluate()

@@ -65,6 +65,8 @@ class TrainingState(keras.callbacks.Callback):
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.finished = False
+        self.initial_epoch = 0
+        self.epochs_left = 0
 
     @property
     def best_path(self) -> Path:
@@ -74,8 +76,12 @@ class TrainingState(keras.callbacks.Callback):
     def _weights_path(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:05d}.weights.h5"
 
-    def restore(self, model: keras.Model) -> int:
-        """Loads the last finished epoch into a built, compiled model.
+    def restore(self, model: keras.Model, epochs_wanted: int) -> int:
+        """Loads the last finished epoch into a built, compiled model, and sets `initial_epoch` and `epochs_left`.
+
+        Args:
+            model: Built and compiled.
+            epochs_wanted: Epochs of the whole run.
 
         Returns:
             Number of finished epochs, 0 for a fresh start.
@@ -83,6 +89,11 @@ class TrainingState(keras.callbacks.Callback):
         Raises:
             DataError: the state is not readable or belongs to another model.
         """
+        self.initial_epoch = self._load(model)
+        self.epochs_left = 0 if self.finished else max(epochs_wanted - self.initial_epoch, 0)
+        return self.initial_epoch
+
+    def _load(self, model: keras.Model) -> int:
         path = self.folder / "state.json"
         if not path.exists():
             return 0

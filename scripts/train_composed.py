@@ -1,0 +1,40 @@
+"""Trains a composed retriever, step by step: what `tf-fashion train composed` does, as a program to read and change.
+
+python scripts/train_composed.py --data runs/wardrobe --out runs/mine
+"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from tf_fashion.cli import add_training_arguments, run_and_explain, training_config
+
+
+def train(args: argparse.Namespace) -> int:
+    """Data, model, `fit`, results."""
+    from tf_fashion.training.composed import ComposedRun, finish
+
+    run = ComposedRun(training_config(args))
+    run.load_pictures()
+    model = run.build_model()
+    state = run.prepare_state()
+    if state.epochs_left:
+        model.fit(
+            run.training_data(state.initial_epoch),
+            initial_epoch=state.initial_epoch,
+            epochs=run.config.epochs,
+            steps_per_epoch=run.steps,
+            callbacks=run.callbacks(),
+            verbose=run.verbosity,
+            shuffle=False,
+        )
+    finish(run, model)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
+    sys.exit(run_and_explain(train, parser.parse_args()))

@@ -1,0 +1,60 @@
+"""All composers against the contract; the parity checks compare their numbers with the originals'."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.parity.harness import run_file
+from tests.shared import shared
+from tf_fashion.composers import COMPOSERS, Composer
+from tf_fashion.core.errors import UsageError
+from tf_fashion.testing.contracts import run_composer_test
+
+WIDER = {"tirg", "tirg_fiq2020", "tirg_lastconv", "concat", "image_only"}
+
+
+@pytest.mark.parametrize("name", ["concat", "image_only", "sum", "text_only", "tirg", "tirg_fiq2020", "tirg_lastconv"])
+def test_contract(name):
+    run_composer_test(COMPOSERS.get(name), text_dim=5 if name in WIDER else None)
+
+
+def test_scalars():
+    composer = run_composer_test(COMPOSERS.get("tirg"), {"initial_scalars": (0.5, 2.0), "trainable_scalars": False})
+    np.testing.assert_allclose(composer.scalars, [0.5, 2.0])
+    assert all("scalars" not in v.path for v in composer.trainable_variables)
+    with pytest.raises(UsageError, match="two numbers"):
+        COMPOSERS.get("tirg")(initial_scalars=(1.0,))
+
+
+@pytest.mark.parametrize("name", ["sum", "text_only"])
+def test_unequal_widths(name):
+    with pytest.raises(UsageError, match="Set the text encoder's `dim` to 4"):
+        COMPOSERS.get(name)()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+
+
+def test_lastconv_needs_a_map():
+    with pytest.raises(UsageError, match="feature maps"):
+        COMPOSERS.get("tirg_lastconv")()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+
+
+def test_contract_catches_a_broken_composer():
+    @COMPOSERS.register("broken_for_a_test")
+    @keras.saving.register_keras_serializable("tests")
+    class Broken(Composer):
+        def call(self, image, text, training=None):
+            return image * keras.ops.mean(text)
+
+    try:
+        with pytest.raises(AssertionError, match="depends on its batch"):
+            run_composer_test(Broken)
+    finally:
+        del COMPOSERS._entries["broken_for_a_test"]
+
+
+@pytest.mark.parametrize("name", ["tirg", "tirg_nashory", "tirg_lastconv", "concat"])
+def test_recorded_numbers(name):
+    import tests.parity.checks.composers  # noqa: F401
+
+    fixture = run_file(shared(f"golden/fashioniq2020/composer_{name}.npz"))
+    assert fixture.comparisons and [str(c) for c in fixture.comparisons if not c.ok] == []
+    assert fixture.uncovered() == {}
