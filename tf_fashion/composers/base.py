@@ -24,6 +24,7 @@ class Composer(keras.layers.Layer):
         spatial: False: image features are vectors `(batch, dim)`. True: they are maps `(batch, height, width, channels)` and the
             composer returns a map of the same shape, which the model pools and projects as it does the target's.
         uses_image, uses_text: Whether the query depends on the input. A model need not encode what is not used.
+        normalizes_text: The text feature only enters through a batch normalisation, so that its mean has no effect.
 
     Call arguments:
         image: Floating tensor `(batch, dim)`, or `(batch, height, width, channels)` if `spatial`.
@@ -37,6 +38,7 @@ class Composer(keras.layers.Layer):
     spatial = False
     uses_image = True
     uses_text = True
+    normalizes_text = False
 
     def build(self, image_shape: tuple, text_shape: tuple) -> None:
         self.built = True

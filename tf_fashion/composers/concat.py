@@ -22,6 +22,8 @@ class Concat(Composer):
         dropout: Share of the hidden units that is dropped in training, in [0, 1).
     """
 
+    normalizes_text = True
+
     def __init__(self, dropout: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dropout = dropout

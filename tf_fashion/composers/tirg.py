@@ -22,6 +22,8 @@ class _GatedResidual(Composer):
             in its own terms is `trainable_scalars=False`.
     """
 
+    normalizes_text = True
+
     def __init__(self, initial_scalars: Sequence[float] = (1.0, 10.0), trainable_scalars: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if len(initial_scalars) != 2:

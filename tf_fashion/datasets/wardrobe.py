@@ -158,7 +158,7 @@ def _some_of(name: str, value: Sequence[str], known: tuple[str, ...]) -> list[st
 
 def _arguments(items: int, seed: int, size: int, categories: Sequence[str], splits: Sequence[str]) -> dict[str, Any]:
     """The checked arguments as they are written to the manifest."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "items": _whole("items", items, 1),
         "seed": _whole("seed", seed, 0, 2**63 - 1),
         "size": _whole("size", size, 32, 2048),

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 from tf_fashion.core.errors import UsageError
@@ -70,7 +71,7 @@ class Part:
     stitches: list[Points] = dataclasses.field(default_factory=list)
 
 
-def curve(*points: Sequence[float], steps: int = 9) -> Points:
+def curve(*points: ArrayLike, steps: int = 9) -> Points:
     """Open Catmull-Rom spline through the points."""
     knots = np.asarray(points, float)
     if len(knots) < 3:
@@ -82,12 +83,12 @@ def curve(*points: Sequence[float], steps: int = 9) -> Points:
     return np.concatenate([np.einsum("sk,kpd->psd", weights, windows).reshape(-1, 2), knots[-1:]])
 
 
-def flip(points: Points) -> Points:
+def flip(points: ArrayLike) -> Points:
     """Mirror image at the vertical axis, in reversed order so that two halves join."""
     return np.asarray(points, float)[::-1] * (-1, 1)
 
 
-def join(*pieces: Points) -> Points:
+def join(*pieces: ArrayLike) -> Points:
     return np.concatenate([np.asarray(piece, float) for piece in pieces])
 
 
@@ -113,7 +114,7 @@ def disc(x: float, y: float, radius: float, height: float | None = None) -> Poin
     return np.stack([x + radius * np.cos(angle), y + (height or radius) * np.sin(angle)], 1)
 
 
-def band(line: Points, width: float) -> Points:
+def band(line: ArrayLike, width: float) -> Points:
     """Outline of a strip of the given width along an open line."""
     line = np.asarray(line, float)
     direction = np.gradient(line, axis=0)
@@ -359,7 +360,7 @@ class Canvas:
         return picture.reduce(OVERSAMPLE).convert("RGBA")
 
 
-def _dashes(line: Points, count: int) -> Points:
+def _dashes(line: ArrayLike, count: int) -> Points:
     """Resamples a line to `2 * count` points at equal distances."""
     line = np.asarray(line, float)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])

@@ -116,7 +116,7 @@ def _load_weights(network: keras.Model, weights: str | os.PathLike[str], name: s
             warnings.filterwarnings("ignore", message="Skipping nested container")
             network.load_weights(path)
     except Exception as error:
-        told = str(error).strip().splitlines()
+        told = str(error).split(" Example error message")[0].strip().splitlines()
         raise WeightsError(
             f"{path}: these are not weights of the architecture {name}. Keras says: {told[0] if told else type(error).__name__} "
             f"Give the file that belongs to --backbone {name}, or name the backbone that the file belongs to."

@@ -140,6 +140,8 @@ class TextEncoder(keras.layers.Layer):
         pooling: `"last"`, `"max"` or `"mean"` over the valid steps.
         head: `"bn_dense"` (batch normalisation and a dense layer; head A of the FashionIQ 2020 entry), `"dense"` (head B), None.
         dropout: Share dropped between recurrent layers.
+        head_bias: Whether the head's dense layer has a bias. Before a composer that begins with a batch normalisation it has no
+            effect, and Adam would only amplify its rounding noise.
         output_dropout: Share of the pooled feature dropped before the dense layer (TIRG: 0.1).
         word_dropout: Share of words replaced by `word_dropout_id` in training.
         word_dropout_id: The id of the unknown word.
@@ -172,6 +174,7 @@ class TextEncoder(keras.layers.Layer):
         head: str | None = "dense",
         dropout: float = 0.1,
         output_dropout: float = 0.0,
+        head_bias: bool = True,
         word_dropout: float = 0.0,
         word_dropout_id: int = 0,
         trainable_embeddings: bool = True,
@@ -200,6 +203,7 @@ class TextEncoder(keras.layers.Layer):
         self.head = head
         self.dropout = dropout
         self.output_dropout = output_dropout
+        self.head_bias = head_bias
         self.word_dropout = word_dropout
         self.word_dropout_id = word_dropout_id
         self.trainable_embeddings = trainable_embeddings
@@ -237,7 +241,7 @@ class TextEncoder(keras.layers.Layer):
             options: dict[str, Any] = {}
             if self.initialization == "torch":
                 options = {"kernel_initializer": _TorchUniform(), "bias_initializer": _TorchUniform(width)}
-            self.head_dense = keras.layers.Dense(self.dim, name="head_dense", dtype=self.dtype_policy, **options)
+            self.head_dense = keras.layers.Dense(self.dim, use_bias=self.head_bias, name="head_dense", dtype=self.dtype_policy, **options)
             self.head_dense.build((None, width))
         if self.head_norm is not None:
             self.head_norm.build((None, width))
@@ -307,6 +311,7 @@ class TextEncoder(keras.layers.Layer):
             "head": self.head,
             "dropout": self.dropout,
             "output_dropout": self.output_dropout,
+            "head_bias": self.head_bias,
             "word_dropout": self.word_dropout,
             "word_dropout_id": self.word_dropout_id,
             "trainable_embeddings": self.trainable_embeddings,

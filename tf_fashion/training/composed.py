@@ -292,6 +292,7 @@ class ComposedRun:
 
     def __init__(self, config: ComposedConfig) -> None:
         self.started = time.time()
+        self._bad: list[BadImage] = []
         self.config = config.resolved()
         self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories)
         if "train" not in self.dataset.splits():
@@ -299,14 +300,20 @@ class ComposedRun:
         self.categories = [c for c in self.dataset.categories if "train" in self.dataset.splits(c)]
         for category in self.categories:
             self.dataset.get(category, "train")
-        self.can_evaluate = any(self.config.split in self.dataset.splits(c) for c in self.dataset.categories)
-        self.evaluation_splits = [self.config.split] if self.can_evaluate else []
-        for category in self.dataset.categories:
-            if self.config.split in self.dataset.splits(category):
-                self.dataset.get(category, self.config.split)
+        if self.config.split != "none" and self.config.split not in self.dataset.splits():
+            raise UsageError(
+                f"--split: {self.config.data} has no split {self.config.split!r}. Found: {', '.join(self.dataset.splits())}; "
+                "'none' trains without evaluation."
+            )
+        parts = [self.dataset.get(c, self.config.split) for c in self._evaluated()]
+        self.can_evaluate = bool(parts) and all(part.has_targets for part in parts)
+        self.evaluation_splits = [self.config.split] if parts else []
+        pairs = sum(len(self.dataset.get(category, "train").triplets) for category in self.categories)
+        if pairs < self.config.batch_size:
+            raise UsageError(f"--batch-size: one batch needs {self.config.batch_size} triplets, found {pairs} in 'train'.")
         self.out = make_out_folder(self.config.out)
         self.data_hash = self.dataset.data_hash(["train", *self.evaluation_splits])
-        self._claim_out()
+        self._check_out()
         self.strategy = make_strategy(self.config.strategy, self.config.devices)
         keras.utils.set_random_seed(self.config.seed)
         if self.config.deterministic:
@@ -318,10 +325,13 @@ class ComposedRun:
         if self.config.progress:
             print(text, flush=True)
 
-    def _claim_out(self) -> None:
+    def _record(self) -> dict[str, Any]:
+        return {"identity": self.config.identity(), "data_hash": self.data_hash}
+
+    def _check_out(self) -> None:
         """Makes sure that the folder is empty, or holds this very run."""
         path = self.out / "config.json"
-        mine = {"identity": self.config.identity(), "data_hash": self.data_hash}
+        mine = self._record()
         if path.exists() and not self.config.overwrite:
             there = read_json(path)
             if {key: there.get(key) for key in mine} != mine:
@@ -333,7 +343,11 @@ class ComposedRun:
                 )
         elif self.config.overwrite:
             shutil.rmtree(self.out / "state", ignore_errors=True)
-        write_json(path, {**mine, "config": _plain(dataclasses.asdict(self.config)), "versions": versions()})
+
+    def _claim_out(self) -> None:
+        write_json(
+            self.out / "config.json", {**self._record(), "config": _plain(dataclasses.asdict(self.config)), "versions": versions()}
+        )
 
     # Data.
 
@@ -355,7 +369,8 @@ class ComposedRun:
         if not bad:
             return
         path = self.out / "bad_images.csv"
-        write_bad_images(path, bad)
+        self._bad += bad
+        write_bad_images(path, self._bad)
         listed = "\n".join(f"  {image.path}: {image.reason}" for image in bad[:10])
         more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
         message = f"{len(bad)} pictures cannot be used (all of them are listed in {path}):\n{listed}{more}"
@@ -398,6 +413,7 @@ class ComposedRun:
             self.table = cache.table([image_id for image_id in paths if image_id not in {image.id for image in bad}])
         else:
             self._bad_images(audit_images(paths, self.encoder.image_spec, progress=config.progress))
+        self._claim_out()
         self.paths = {image_id: paths[image_id] for image_id in self.dataset.image_ids(["train", *self.evaluation_splits])}
 
     def scope(self) -> Any:
@@ -420,18 +436,20 @@ class ComposedRun:
         with self.scope():
             tokenizer = WordTokenizer(words, spelling="fashion_iq" if config.spelling else None, max_length=48, name="tokenizer")
             vocabulary = tokenizer.vocabulary
+            composer = COMPOSERS.get(config.composer)(name="composer")
             text_encoder = TEXT_ENCODERS.get(str(config.text_encoder))(
                 vocabulary_size=len(vocabulary),
                 dim=config.dim,
                 embedding_dim=config.word_dim,
                 units=config.text_units,
                 output_dropout=config.text_dropout,
+                head_bias=not composer.normalizes_text,
                 name="text_encoder",
             )
             model = ComposedRetriever(
                 self.encoder,
                 text_encoder,
-                COMPOSERS.get(config.composer)(name="composer"),
+                composer,
                 tokenizer,
                 dim=config.dim,
                 projection=config.projection,
@@ -500,8 +518,7 @@ class ComposedRun:
     def callback(self) -> TrainingState:
         """The keeper of the run's state, which also evaluates after each epoch."""
         config = self.config
-        watched = self.can_evaluate and all(self.dataset.get(c, config.split).has_targets for c in self._evaluated())
-        self.can_evaluate = watched
+        watched = self.can_evaluate
         epoch = 0
 
         def measure() -> dict[str, float]:
