@@ -4,16 +4,15 @@ python scripts/train_composed.py --data runs/wardrobe --out runs/mine
 """
 
 import argparse
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from tf_fashion.cli import add_training_arguments, run_and_explain, training_config
+from tf_fashion.core.quiet import import_tensorflow_quietly
 
 
 def train(args: argparse.Namespace) -> int:
     """Data, model, `fit`, results."""
+    import_tensorflow_quietly()
     from tf_fashion.training.composed import ComposedRun, finish
 
     run = ComposedRun(training_config(args))

@@ -11,6 +11,7 @@ from typing import Any
 
 from tf_fashion import __version__
 from tf_fashion.core.errors import TfFashionError
+from tf_fashion.core.quiet import import_tensorflow_quietly
 
 _EPILOG = """\
 exit codes: 0 done; 1 something is wrong with the data or a file; 2 the command was used wrongly; 130 interrupted
@@ -69,7 +70,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--backbone",
-        help="image network; `tf-fashion list backbones` names them",
+        help="image network; `tf-fashion list backbones` names them; saved_model:DIR takes a TF-Hub model or another SavedModel",
     )
     add(
         "--weights",
@@ -281,6 +282,7 @@ def _data_draw(args: argparse.Namespace) -> int:
 
 
 def _train_composed(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
     from tf_fashion.training.composed import train_composed
 
     train_composed(training_config(args))
@@ -288,6 +290,7 @@ def _train_composed(args: argparse.Namespace) -> int:
 
 
 def _evaluate_composed(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
     from tf_fashion.training.commands import evaluate_model
 
     evaluate_model(
@@ -306,6 +309,7 @@ def _evaluate_composed(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
     from tf_fashion.training.commands import embed_folder
 
     index = embed_folder(args.model, args.images, args.out, args.skip_bad_images, args.progress)
@@ -314,6 +318,7 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
     from tf_fashion.training.commands import search_folder
 
     print(
@@ -325,6 +330,7 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
     from tf_fashion.serving.export import export_composed
     from tf_fashion.training.commands import load_composed
 
@@ -343,17 +349,19 @@ def _list(args: argparse.Namespace) -> int:
 
         print("\n".join(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()))
         return 0
-    if args.kind == "backbones":
-        from tf_fashion.encoders.image import BACKBONES as registry
-    elif args.kind == "composers":
-        from tf_fashion.composers import COMPOSERS as registry
-    elif args.kind == "datasets":
-        from tf_fashion.datasets import DATASETS as registry
-    elif args.kind == "losses":
-        from tf_fashion.losses import LOSSES as registry
-    else:
-        from tf_fashion.encoders.text import TEXT_ENCODERS as registry
-    print("\n".join(registry))
+    import importlib
+
+    if args.kind != "datasets":
+        import_tensorflow_quietly()
+    places = {
+        "backbones": ("encoders.image", "BACKBONES"),
+        "composers": ("composers", "COMPOSERS"),
+        "datasets": ("datasets", "DATASETS"),
+        "losses": ("losses", "LOSSES"),
+        "text-encoders": ("encoders.text", "TEXT_ENCODERS"),
+    }
+    module, registry = places[args.kind]
+    print("\n".join(getattr(importlib.import_module(f"tf_fashion.{module}"), registry)))
     return 0
 
 

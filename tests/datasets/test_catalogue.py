@@ -22,9 +22,7 @@ def shop(tmp_path):
     root = tmp_path / "shop"
     for index, name in enumerate(["1", "2", "3", "4"]):
         picture(root / f"images/{name}.jpg", (index * 50, 0, 0))
-    (root / "items.csv").write_text(
-        "id,colour,description,split\n1,red,long dress,train\n2,blue,,train\n3,red,x,train\n4,,y,val\n"
-    )
+    (root / "items.csv").write_text("id,colour,description,split\n1,red,long dress,train\n2,blue,,train\n3,red,x,train\n4,,y,val\n")
     return root
 
 
@@ -125,9 +123,7 @@ def test_a_folder_of_pictures_is_a_catalogue(tmp_path):
         Catalogue(empty)
 
 
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\0/.", exclude_categories=["Cs"]), min_size=1), unique=True, max_size=9)
-)
+@given(st.lists(st.text(st.characters(exclude_characters="\0/.", exclude_categories=["Cs"]), min_size=1), unique=True, max_size=9))
 def test_made_ids_are_safe_and_unique(names):
     ids = [id_from_path(f"{name}.jpg") for name in names]
     assert all(1 <= len(id) <= 128 and id.isascii() and "/" not in id for id in ids)

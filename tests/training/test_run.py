@@ -237,7 +237,12 @@ def test_wrong_usage_has_exit_code_2(
 
 
 def test_help_is_fast_and_does_not_import_tensorflow() -> None:
-    code = "import sys, tf_fashion.cli as c\ntry: c.main(['train', 'composed', '--help'])\nexcept SystemExit: pass\nprint('tensorflow' in sys.modules)"
+    code = (
+        "import sys, tf_fashion.cli as c\n"
+        "try: c.main(['train', 'composed', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('tensorflow' in sys.modules)"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.rstrip().endswith("False")
     assert "--freeze-backbone" in shown

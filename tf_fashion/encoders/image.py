@@ -252,7 +252,8 @@ class ImageEncoder(keras.layers.Layer):
     @property
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:
         """Height, width and channels of each tap."""
-        return {tap: tuple(int(n) for n in self.network.output[tap].shape[1:]) for tap in self.taps}
+        shapes = {tap: self.network.output[tap].shape for tap in self.taps}
+        return {tap: (int(shape[1]), int(shape[2]), int(shape[3])) for tap, shape in shapes.items()}
 
     @property
     def feature_dim(self) -> int:
@@ -330,4 +331,4 @@ def weights_record(weights: str | os.PathLike[str] | None) -> dict[str, str] | N
         return None
     if str(weights) == "imagenet":
         return {"name": "imagenet (keras.applications)"}
-    return {"name": Path(weights).name, "sha256": hash_file(weights)}
+    return {"name": Path(weights).name, "sha256": hash_file(Path(weights))}

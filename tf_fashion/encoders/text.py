@@ -241,7 +241,9 @@ class TextEncoder(keras.layers.Layer):
             options: dict[str, Any] = {}
             if self.initialization == "torch":
                 options = {"kernel_initializer": _TorchUniform(), "bias_initializer": _TorchUniform(width)}
-            self.head_dense = keras.layers.Dense(self.dim, use_bias=self.head_bias, name="head_dense", dtype=self.dtype_policy, **options)
+            self.head_dense = keras.layers.Dense(
+                self.dim, use_bias=self.head_bias, name="head_dense", dtype=self.dtype_policy, **options
+            )
             self.head_dense.build((None, width))
         if self.head_norm is not None:
             self.head_norm.build((None, width))
@@ -328,7 +330,7 @@ class _RecurrentTextEncoder(TextEncoder):
         for cell in self.cells:
             stack = RecurrentStack(
                 cell,
-                self.units or self.dim,
+                int(self.units or self.dim or 0),
                 self.depth,
                 self.dropout,
                 self.bidirectional,

@@ -1,14 +1,16 @@
 """Features of frozen encoders, computed once and kept on disk.
 
 A cache is a folder of shards `00000.npy, 00001.npy, ...` (float16 rows) with a `manifest.json` that names the encoder's
-fingerprint and the image ids of every shard. A shard is written to a temporary name and renamed, and the manifest is renewed
-after each, so that an interrupted run continues with the next shard. New images are appended; images that are there already
-are not computed again.
+fingerprint and, for every row, the hash of the photo's bytes. So another photo under an old name is never mistaken for it, and
+equal photos share a row. A shard is written to a temporary name and renamed, and the manifest is renewed after each, so that an
+interrupted run continues with the next shard.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.images import ImageSpec, load
 
 SHARD_ROWS = 1024
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FeatureTable:
@@ -60,6 +62,20 @@ def image_batches(paths: Sequence[Path], spec: ImageSpec, batch_size: int) -> tf
     return images.batch(batch_size).prefetch(2)
 
 
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
+    except OSError:
+        return ""
+
+
+def photo_digests(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Image id -> hash of the file's bytes; "" where it cannot be read."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
+
+
 class FeatureCache:
     """A folder of cached features for one encoder.
 
@@ -71,7 +87,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, fingerprint: str, feature_shape: Sequence[int]) -> None:
-        self.folder = make_out_folder(Path(folder) / fingerprint[:16])
+        self.folder = make_out_folder(Path(folder) / f"v{_FORMAT}-{fingerprint[:16]}")
         self.fingerprint = fingerprint
         self.feature_shape = tuple(int(n) for n in feature_shape)
         self._manifest_path = self.folder / "manifest.json"
@@ -102,13 +118,12 @@ class FeatureCache:
         except (OSError, ValueError):
             return None
 
-    def _append(self, ids: list[str], rows: np.ndarray) -> None:
+    def _append(self, keys: list[str], rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
-            bad = [ids[i] for i in np.unique(np.nonzero(~np.isfinite(rows))[0])[:5]]
-            raise DataError(f"The encoder gave values that are not finite in float16 for the images {', '.join(bad)}.")
+            raise DataError("The encoder gave values that are not finite in float16; such features cannot be cached.")
         with atomic_write(self._shard_path(len(self.shards)), "wb") as file:
             np.save(file, rows, allow_pickle=False)
-        self.shards.append(ids)
+        self.shards.append(keys)
         write_json(
             self._manifest_path,
             {
@@ -119,15 +134,11 @@ class FeatureCache:
             },
         )
 
-    @property
-    def ids(self) -> list[str]:
-        """Image ids in row order."""
-        return [image_id for shard in self.shards for image_id in shard]
-
-    def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those of `ids` that have no features yet, in their order."""
-        known = set(self.ids)
-        return [image_id for image_id in dict.fromkeys(ids) if image_id not in known]
+    def missing(self, paths: Mapping[str, Path]) -> list[str]:
+        """Ids of the photos that have no features yet, in the order of `paths`."""
+        known = {key for shard in self.shards for key in shard}
+        digests = photo_digests(paths)
+        return [image_id for image_id in paths if digests[image_id] not in known]
 
     def fill(
         self,
@@ -158,6 +169,8 @@ class FeatureCache:
         bad = audit_images({image_id: paths[image_id] for image_id in new}, spec, progress=progress)
         unusable = {image.id for image in bad}
         new = [image_id for image_id in new if image_id not in unusable]
+        digests = photo_digests({image_id: Path(paths[image_id]) for image_id in new})
+        new = list({digests[image_id]: image_id for image_id in reversed(new)}.values())[::-1]
         with tqdm(total=len(new), desc="encoding images", unit="image", disable=not progress) as bar:
             for start in range(0, len(new), SHARD_ROWS):
                 ids = new[start : start + SHARD_ROWS]
@@ -168,23 +181,24 @@ class FeatureCache:
                     rows[at : at + len(features)] = features
                     at += len(features)
                     bar.update(len(features))
-                self._append(ids, rows)
+                self._append([digests[image_id] for image_id in ids], rows)
         return bad
 
-    def table(self, ids: Iterable[str] | None = None) -> FeatureTable:
-        """Features of the given images (default: all) as one array in memory, or memory-mapped if there is a single shard."""
-        if ids is None and len(self.shards) == 1:
-            return FeatureTable(self.ids, np.load(self._shard_path(0), mmap_mode="r", allow_pickle=False))
-        wanted = self.ids if ids is None else list(dict.fromkeys(ids))
-        where = {image_id: (n, row) for n, shard in enumerate(self.shards) for row, image_id in enumerate(shard)}
-        absent = [image_id for image_id in wanted if image_id not in where]
+    def table(self, paths: Mapping[str, Path]) -> FeatureTable:
+        """Features of the given photos, in memory.
+
+        Raises:
+            DataError: photos without features.
+        """
+        where = {key: (number, row) for number, shard in enumerate(self.shards) for row, key in enumerate(shard)}
+        digests = photo_digests(paths)
+        absent = [image_id for image_id in paths if digests[image_id] not in where]
         if absent:
             raise DataError(f"No cached features for {len(absent)} images, the first: {', '.join(absent[:5])}.")
-        values = np.empty((len(wanted), *self.feature_shape), np.float16)
-        shard_of = np.array([where[image_id][0] for image_id in wanted], dtype=np.int64)
-        row_of = np.array([where[image_id][1] for image_id in wanted], dtype=np.int64)
-        for number in np.unique(shard_of):
+        values = np.empty((len(digests), *self.feature_shape), np.float16)
+        places = np.array([where[key] for key in digests.values()], dtype=np.int64).reshape(-1, 2)
+        for number in np.unique(places[:, 0]):
             shard = np.load(self._shard_path(int(number)), mmap_mode="r", allow_pickle=False)
-            here = np.nonzero(shard_of == number)[0]
-            values[here] = shard[row_of[here]]
-        return FeatureTable(wanted, values)
+            here = np.nonzero(places[:, 0] == number)[0]
+            values[here] = shard[places[here, 1]]
+        return FeatureTable(list(digests), values)

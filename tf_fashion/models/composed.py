@@ -13,6 +13,7 @@ from keras import ops
 from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import UsageError
 from tf_fashion.encoders.image import ImageEncoder
+from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TextEncoder
 from tf_fashion.inputs.text import WordTokenizer
 from tf_fashion.layers import ScaledL2Norm, batch_norm, l2_normalize
@@ -29,7 +30,7 @@ class ComposedRetriever(keras.Model):
     sentence. Everything is built in the constructor, so a new model can be saved, summarised or put under a strategy at once.
 
     Args:
-        image_encoder: An `ImageEncoder`. Frozen encoders (`image_encoder.trainable = False`) run in inference mode.
+        image_encoder: An `ImageEncoder` or `SavedModelEncoder`. Frozen ones (`image_encoder.trainable = False`) run in inference mode.
         text_encoder: A `TextEncoder`; its result must be as wide as the composer wants (for most `dim`).
         composer: A `Composer`, or a name in `COMPOSERS`.
         tokenizer: The `WordTokenizer` whose ids the text encoder takes. Travels with the model, so that exports take sentences.
@@ -55,7 +56,7 @@ class ComposedRetriever(keras.Model):
 
     def __init__(
         self,
-        image_encoder: ImageEncoder,
+        image_encoder: ImageEncoder | SavedModelEncoder,
         text_encoder: TextEncoder,
         composer: Composer | str = "tirg",
         tokenizer: WordTokenizer | None = None,

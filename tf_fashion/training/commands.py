@@ -122,7 +122,7 @@ def _gallery_paths(folder: str) -> dict[str, Path]:
     items = Catalogue(folder).items
     if not items:
         raise DataError(f"{folder}: there are no pictures.")
-    return {item.id: Path(item.path) for item in items}
+    return {item.id: Path(str(item.path)) for item in items}
 
 
 def _embed_paths(

@@ -22,6 +22,7 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import make_out_folder, read_json, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
 from tf_fashion.encoders.image import BACKBONES, ImageEncoder, weights_record
+from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
 from tf_fashion.inputs.augment import Augmentation
@@ -42,6 +43,12 @@ from tf_fashion.training.resume import TrainingState
 from tf_fashion.training.schedules import WarmupCosine
 
 ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
+
+# Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
+SAVED_MODEL = "saved_model:"
+
+# A field that the preset fills in: None until `ComposedConfig.resolved`.
+FromPreset = Any
 
 # What is not given on the command line comes from the preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -113,32 +120,32 @@ class ComposedConfig:
     categories: tuple[str, ...] | None = None
     preset: str = "auto"
     composer: str = "tirg"
-    text_encoder: str | None = None
-    backbone: str | None = None
+    text_encoder: FromPreset = None
+    backbone: FromPreset = None
     weights: str | None = None
     freeze_backbone: bool = False
-    image_size: int | None = None
+    image_size: FromPreset = None
     resize: str = "squash"
-    taps: tuple[str, ...] | None = None
-    pooling: str | None = None
-    descriptors: tuple[str, ...] | None = None
-    dim: int | None = None
-    word_dim: int | None = None
+    taps: FromPreset = None
+    pooling: FromPreset = None
+    descriptors: FromPreset = None
+    dim: FromPreset = None
+    word_dim: FromPreset = None
     text_units: int | None = None
-    text_dropout: float | None = None
+    text_dropout: FromPreset = None
     glove: str | None = None
     spelling: bool = False
     caption_style: str = "and"
     caption_dropout: float = 0.0
     projection: str = "linear"
-    feature_norm: bool | None = None
-    feature_dropout: float | None = None
+    feature_norm: FromPreset = None
+    feature_dropout: FromPreset = None
     loss: str = "batch_classification"
     scale: float = 4.0
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
+    epochs: FromPreset = None
+    batch_size: FromPreset = None
+    learning_rate: FromPreset = None
+    weight_decay: FromPreset = None
     backbone_factor: float = 1.0
     flip: bool = False
     augment: bool = False
@@ -185,7 +192,8 @@ class ComposedConfig:
 
     def check(self) -> None:
         """Raises `UsageError` for values that no run can have."""
-        BACKBONES.get(str(self.backbone))
+        if not str(self.backbone).startswith(SAVED_MODEL):
+            BACKBONES.get(str(self.backbone))
         TEXT_ENCODERS.get(str(self.text_encoder))
         COMPOSERS.get(self.composer)
         LOSSES.get(self.loss)
@@ -202,7 +210,10 @@ class ComposedConfig:
                 )
         if self.select not in ("last", "best"):
             raise UsageError(f"--select: expected last or best, found {self.select!r}.")
-        if self.freeze_backbone and not self.weights:
+        if str(self.backbone).startswith(SAVED_MODEL):
+            if not self.freeze_backbone:
+                raise UsageError("A SavedModel cannot be trained along: add --freeze-backbone.")
+        elif self.freeze_backbone and not self.weights:
             raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
 
     def identity(self) -> dict[str, Any]:
@@ -384,13 +395,18 @@ class ComposedRun:
         for line in self.dataset.report():
             self.say(f"  {line}")
 
-    def load_pictures(self) -> None:
-        """Builds the image encoder and, if it is frozen, fills the feature cache; otherwise audits the photos."""
+    def build_encoder(self) -> None:
+        """Builds the image encoder, with its weights."""
         config = self.config
-        paths = self.image_paths()
         with self.scope():
+            self.encoder: ImageEncoder | SavedModelEncoder
+            if str(config.backbone).startswith(SAVED_MODEL):
+                self.encoder = SavedModelEncoder(
+                    str(config.backbone)[len(SAVED_MODEL) :], config.image_size or 224, resize=config.resize, name="image_encoder"
+                )
+                return
             self.encoder = ImageEncoder(
-                config.backbone or "",
+                config.backbone,
                 image_size=config.image_size,
                 taps=config.taps or (),
                 pooling=None if config.pooling == "none" else config.pooling,
@@ -400,6 +416,12 @@ class ComposedRun:
                 name="image_encoder",
                 dtype="float32" if config.freeze_backbone else None,
             )
+
+    def load_pictures(self) -> None:
+        """Builds the image encoder and, if it is frozen, fills the feature cache; otherwise audits the photos."""
+        config = self.config
+        paths = self.image_paths()
+        self.build_encoder()
         self.table: FeatureTable | None = None
         if config.freeze_backbone:
             self.encoder.trainable = False
@@ -410,7 +432,8 @@ class ComposedRun:
             encode = tf.function(self.encoder.encode, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
             bad = cache.fill(paths, self.encoder.image_spec, encode, progress=config.progress)
             self._bad_images(bad)
-            self.table = cache.table([image_id for image_id in paths if image_id not in {image.id for image in bad}])
+            unusable = {image.id for image in bad}
+            self.table = cache.table({image_id: path for image_id, path in paths.items() if image_id not in unusable})
         else:
             self._bad_images(audit_images(paths, self.encoder.image_spec, progress=config.progress))
         self._claim_out()
@@ -469,7 +492,7 @@ class ComposedRun:
                 lr_multipliers={r"image_encoder": config.backbone_factor} if config.backbone_factor != 1.0 else None,
             )
             model.compile(optimizer, LOSSES.get(config.loss)())
-        self.model = model
+        self.model, self.tokenizer = model, tokenizer
         return model
 
     def training_data(self, initial_epoch: int) -> tf.data.Dataset:
@@ -483,7 +506,7 @@ class ComposedRun:
         batches, _ = training_batches(
             self.triplets,
             source,
-            self.model.tokenizer,
+            self.tokenizer,
             config.batch_size,
             config.epochs,
             initial_epoch,
