@@ -45,7 +45,7 @@ def _policy(name: str) -> Iterator[None]:
         keras.mixed_precision.set_dtype_policy(before)
 
 
-def _constructor_arguments(cls: type) -> set[str]:
+def _constructor_arguments(cls: Any) -> set[str]:
     parameters = inspect.signature(cls.__init__).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name for p in parameters if p.kind in kinds and p.name != "self"}
@@ -278,7 +278,8 @@ def run_loss_test(
 
     def batch(rows: int, identities: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         y = labels(random, rows) if labels else np.asarray(identities, dtype=np.int64)
-        return y, *(random.normal(size=(rows, 6)).astype(np.float32) for _ in range(2))
+        query, target = (random.normal(size=(rows, 6)).astype(np.float32) for _ in range(2))
+        return y, query, target
 
     cases = {
         "distinct labels": batch(6, [4, 0, 5, 2, 7, 9]),

@@ -34,7 +34,9 @@ def run_model_test(model: ComposedRetriever, folder: str | Path, batch: int = 5,
     """
     random = np.random.default_rng(0)
     size = model.image_encoder.image_size
-    texts = [" ".join(random.choice(model.tokenizer.words, 4)) if i else "" for i in range(batch)]
+    _require(model.tokenizer is not None, "The model needs a tokenizer.")
+    words = model.tokenizer.words if model.tokenizer is not None else []
+    texts = [" ".join(random.choice(words, 4)) if i else "" for i in range(batch)]
     inputs = {
         "reference_image": random.uniform(0, 255, (batch, size, size, 3)).astype("float32"),
         "target_image": random.uniform(0, 255, (batch, size, size, 3)).astype("float32"),
