@@ -93,7 +93,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or not JSON; the message has line and column.
+        DataError: the file is missing, unreadable, not UTF-8, or not JSON; the message has line and column.
     """
     path = Path(path)
     try:
@@ -105,11 +105,11 @@ def read_json(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected JSON in UTF-8, found other bytes at offset {error.start}.") from None
     except RecursionError:
-        raise DataError(f"{path}: not usable JSON (nested too deeply).") from None
+        raise DataError(f"{path}: JSON nested too deeply to be read.") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}).") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not usable JSON ({error}).") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from None
 
 
 def make_out_folder(path: str | Path) -> Path:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import read_json
 from tf_fashion.datasets.records import (
     DATASETS,
     CategorySplit,
@@ -31,7 +32,6 @@ from tf_fashion.datasets.records import (
     existing_folder,
     id_problem,
     raise_errors,
-    read_annotation,
     short_repr,
     split_order,
 )
@@ -68,7 +68,7 @@ def gallery_file(root: Path, category: str, split: str) -> Path:
 
 def _read_list(path: Path, what: str, on_problem: OnProblem) -> list | None:
     try:
-        value = read_annotation(path)
+        value = read_json(path)
     except DataError as error:
         message = str(error).removeprefix(f"{path}: ")
         on_problem(Problem("error", str(path), message, f"Expected {what}.", "unreadable file"))
@@ -251,7 +251,7 @@ class FashionIQ(ComposedDataset):
         path = self.root / ATTRIBUTE_FOLDER / f"asin2attr.{category}.{split}.json"
         if not path.exists():
             return {}
-        value = read_annotation(path)
+        value = read_json(path)
         if not isinstance(value, dict):
             raise DataError(f"{path}: expected an object from image id to lists of words, found {short_repr(value)}.")
         result = {}

@@ -473,15 +473,3 @@ class ReducedDataset(ComposedDataset):
             missing=part.missing + tuple(id for id in part.gallery if id in self.bad_ids),
             dropped_triplets=part.dropped_triplets + len(part.triplets) - len(kept),
         )
-
-
-def read_annotation(path: Path) -> Any:
-    """`files.read_json` that turns every way in which a file can be unreadable into `DataError`."""
-    try:
-        return files.read_json(path)
-    except DataError:
-        raise
-    except RecursionError:
-        raise DataError(f"{path}: JSON nested too deeply to be an annotation file.") from None
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from None
