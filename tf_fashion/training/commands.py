@@ -12,13 +12,14 @@ import numpy as np
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
 from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
-from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
+from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.images import load_image
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex
 from tf_fashion.retrieval.protocol import get_protocol
+from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run, versions
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
 from tf_fashion.training.results import write_results
@@ -31,9 +32,7 @@ def load_composed(path: str | Path) -> ComposedRetriever:
         UsageError: there is no such file.
         DataError: it holds something else, or is damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: expected a .keras file of a training run, found {'a folder' if path.is_dir() else 'nothing there'}.")
+    path = load_path(path)
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:
@@ -43,23 +42,6 @@ def load_composed(path: str | Path) -> ComposedRetriever:
     if not isinstance(model, ComposedRetriever):
         raise DataError(f"{path}: expected a ComposedRetriever, found a {type(model).__name__}.")
     return model
-
-
-def refuse_or_report(bad: list[BadImage], listed_in: Path, skip: bool) -> None:
-    """Writes `bad_images.csv` and either stops or says what is left out.
-
-    Raises:
-        DataError: `skip` is off and there are bad images.
-    """
-    if not bad:
-        return
-    write_bad_images(listed_in, bad)
-    lines = "\n".join(f"  {image.path}: {image.reason}" for image in bad[:10])
-    more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-    message = f"{len(bad)} pictures cannot be used (all are listed in {listed_in}):\n{lines}{more}"
-    if not skip:
-        raise DataError(f"{message}\nRepair or replace them, or pass --skip-bad-images to go on without them.")
-    print(message)
 
 
 def evaluate_model(
@@ -165,7 +147,7 @@ def embed_folder(model_path: str, images: str, out: str, skip_bad_images: bool =
     return index
 
 
-def load_path(path: str) -> Path:
+def load_path(path: str | Path) -> Path:
     """A model's path, checked before anything slow happens."""
     if not Path(path).is_file():
         raise UsageError(

@@ -24,7 +24,7 @@ from tf_fashion.datasets import ComposedDataset, open_composed
 from tf_fashion.encoders.image import BACKBONES, ImageEncoder, weights_record
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
-from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
+from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.augment import Augmentation
 from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
 from tf_fashion.inputs.glove import glove_table, load_glove
@@ -36,6 +36,7 @@ from tf_fashion.models import ComposedRetriever
 from tf_fashion.reports.tables import results_table
 from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
+from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
 from tf_fashion.training.optimizers import GroupedAdamW
 from tf_fashion.training.results import write_results
@@ -379,18 +380,8 @@ class ComposedRun:
     def _bad_images(self, bad: list[BadImage]) -> None:
         if not bad:
             return
-        path = self.out / "bad_images.csv"
         self._bad += bad
-        write_bad_images(path, self._bad)
-        listed = "\n".join(f"  {image.path}: {image.reason}" for image in bad[:10])
-        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-        message = f"{len(bad)} pictures cannot be used (all of them are listed in {path}):\n{listed}{more}"
-        if not self.config.skip_bad_images:
-            raise DataError(
-                f"{message}\nRepair or replace them, or pass --skip-bad-images to leave out every triplet that uses one (the result "
-                "will say so)."
-            )
-        self.say(message)
+        refuse_or_report(self._bad, self.out / "bad_images.csv", self.config.skip_bad_images, self.say)
         self.dataset = self.dataset.without_images([image.id for image in bad])
         for line in self.dataset.report():
             self.say(f"  {line}")
