@@ -1,8 +1,11 @@
-"""Runs the library against fixture files (`.npz`) recorded from the original programs.
+"""Runs the library against fixture files (`.npz`) and fixture folders recorded from the original programs.
 
 A check is a function that takes a `Fixture` and is registered for a file-name pattern with `@checks(pattern)`. It reads the
 recorded inputs with `fixture.input(key)` and hands the library's results to `fixture.compare(key, value, ...)`. What a check
 neither reads nor compares is reported as not covered.
+
+Other recordings (folders, checkpoints, `.json`) are given to the checks whose pattern matches their name, as a `Fixture` without
+data: the check reads `fixture.path` itself and reports with `fixture.equal(key, ours, recorded)` or `fixture.close(...)`.
 """
 
 from __future__ import annotations
@@ -111,6 +114,16 @@ class Fixture:
         wrong = int(np.sum(value != recorded))
         self._add(key, float(wrong), "exact", wrong == 0, note or (f"{wrong} of {recorded.size} differ" if wrong else ""))
 
+    def equal(self, key: str, ours: object, recorded: object) -> None:
+        """Compares two values of plain Python (lists, dictionaries, strings) that the check has read itself."""
+        same = ours == recorded
+        self._add(key, 0.0 if same else float("inf"), "exact", bool(same), "" if same else _first_difference(ours, recorded))
+
+    def close(self, key: str, ours: object, recorded: object, rtol: float = 1e-5, atol: float = 1e-6, note: str = "") -> None:
+        """Compares floats that the check has read itself, as `compare` does those of the file."""
+        self.data[key] = np.asarray(recorded)
+        self.compare(key, ours, rtol, atol, note)
+
     def within(self, key: str, ours: object, steps: float, note: str = "") -> None:
         """Compares values that may differ by at most `steps` (grey levels, say)."""
         self.compare(key, ours, rtol=0.0, atol=steps, note=note)
@@ -131,6 +144,22 @@ class Fixture:
         }
 
 
+def _first_difference(ours: object, recorded: object, where: str = "") -> str:
+    if isinstance(ours, dict) and isinstance(recorded, dict):
+        for key in [*recorded, *(key for key in ours if key not in recorded)]:
+            if key not in ours or key not in recorded:
+                return f"{where}[{key!r}] only in {'ours' if key in ours else 'the record'}"
+            if ours[key] != recorded[key]:
+                return _first_difference(ours[key], recorded[key], f"{where}[{key!r}]")
+    if isinstance(ours, (list, tuple)) and isinstance(recorded, (list, tuple)):
+        if len(ours) != len(recorded):
+            return f"{where}: {len(ours)} entries, recorded {len(recorded)}"
+        for index, (a, b) in enumerate(zip(ours, recorded, strict=True)):
+            if a != b:
+                return _first_difference(a, b, f"{where}[{index}]")
+    return f"{where}: {str(ours)[:80]!r}, recorded {str(recorded)[:80]!r}"
+
+
 def load_checks() -> None:
     """Imports every module of `tests.parity.checks`, which registers their checks."""
     package = importlib.import_module("tests.parity.checks")
@@ -141,14 +170,19 @@ def load_checks() -> None:
 def run_file(path: Path) -> Fixture:
     """Runs every check registered for the file; an exception inside a check becomes a failed comparison."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            fixture = Fixture(path, {key: archive[key] for key in archive.files})
+        fixture = Fixture(path, {})
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                fixture.data = {key: archive[key] for key in archive.files}
     except Exception as error:
         fixture = Fixture(path, {})
         fixture._add("(file)", float("inf"), "readable", False, f"cannot be read: {error}")
         return fixture
     found = [function for pattern, function in _CHECKS if pattern.fullmatch(path.name)]
-    if not found:
+    if not found and path.suffix != ".npz":
+        fixture.reasons = {"(all)": "no check knows this"}
+        fixture.data = {"(all)": np.zeros(())}
+    elif not found:
         reason = next((reason for pattern, reason in _LATER if pattern.fullmatch(path.name)), "no check knows this file")
         fixture.reasons = dict.fromkeys(fixture.data, reason)
     for function in found:
@@ -162,8 +196,9 @@ def run_file(path: Path) -> Fixture:
 
 
 def run_folder(folder: Path, only: Iterable[str] = ()) -> list[Fixture]:
-    """Runs all `.npz` files of `folder`, or those whose names contain one of `only`."""
+    """Runs all recordings in `folder` (`.npz`, `.json`, sub-folders), or those whose names contain one of `only`."""
     load_checks()
     wanted = list(only)
-    files = [p for p in sorted(folder.glob("*.npz")) if not wanted or any(part in p.name for part in wanted)]
+    recordings = [p for p in sorted(folder.iterdir()) if p.suffix in (".npz", ".json") or (p.is_dir() and p.name[0] not in "._")]
+    files = [p for p in recordings if not wanted or any(part in p.name for part in wanted)]
     return [run_file(path) for path in files]
