@@ -18,6 +18,7 @@ def train(args: argparse.Namespace) -> int:
     run = ComposedRun(training_config(args))
     run.load_pictures()
     model = run.build_model()
+    run.pretrain()
     state = run.prepare_state()
     if state.epochs_left:
         model.fit(

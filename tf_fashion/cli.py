@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,20 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 def _parser(subparsers: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     return subparsers.add_parser(name, help=summary, description=description, formatter_class=_Help, epilog=_EPILOG)
+
+
+class _Option(argparse.Action):
+    """Collects NAME=VALUE arguments into a dictionary."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name, equals, text = str(values).partition("=")
+        if not equals or not name:
+            parser.error(f"{option_string}: expected NAME=VALUE, found {values!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value})
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -60,14 +75,18 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="auto",
         help="where options that are not given come from: frozen (pretrained, features cached; fast on a CPU), finetune "
-        "(pretrained, trained along; for GPUs), scratch (small network without pretrained weights); auto chooses by --weights "
-        "and --freeze-backbone",
+        "(pretrained, trained along; for GPUs), scratch (small network without pretrained weights); val_fashion_iq, val_shoes and "
+        "val_fashion200k have the settings of the released VAL; auto chooses by --weights and --freeze-backbone",
     )
-    add(
-        "--composer",
-        default="tirg",
-        help="how picture and sentence become a query; `tf-fashion list composers` names them",
-    )
+    add("--composer", help="how picture and sentence become a query (default tirg); `tf-fashion list composers` names them")
+    for kind in ("composer", "text", "loss"):
+        add(
+            f"--{kind}-option",
+            dest=f"{kind}_options",
+            action=_Option,
+            metavar="NAME=VALUE",
+            help=f"argument of the {kind}'s class, VALUE as JSON or plain text; repeatable",
+        )
     add(
         "--backbone",
         help="image network; `tf-fashion list backbones` names them; saved_model:DIR takes a TF-Hub model or another SavedModel",
@@ -79,8 +98,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--freeze-backbone", action="store_true", help="do not train the backbone; its features are computed once and cached")
     add("--image-size", type=int, metavar="PIXELS", help="side of the squares that the backbone sees")
-    add("--resize", default="squash", help="how photos become squares: squash, pad, crop, target_pad, square_pad")
-    add("--taps", type=_names, metavar="A,B", help="feature maps that are pooled: stage1 (fine) ... stage5 (deep)")
+    add("--resize", help="how photos become squares: squash (default), pad, crop, target_pad, square_pad")
+    add("--interpolation", help="bilinear (default), bicubic, nearest, or bilinear_tf1 as TensorFlow 1 resized")
+    add("--taps", type=_names, metavar="A,B", help="feature maps that are used: stage1 (fine) ... stage5 (deep), or low, mid, high")
     add("--pooling", help="avg, max, gem or avg_max")
     add("--descriptors", type=_names, metavar="A,B", help="weight-free descriptors beside the backbone: colour, shape ('' for none)")
     add("--text-encoder", help="gru, lstm, lstm_gru, bigru, bilstm, swem")
@@ -89,24 +109,44 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-units", type=int, help="width of recurrent text layers (default: DIM)")
     add("--glove", metavar="FILE", help="GloVe text file (.txt, .gz) or .npz with initial word vectors; its width must be --word-dim")
     add("--spelling", action="store_true", help="correct FashionIQ's frequent misspellings")
-    add("--caption-style", default="and", help="how the two captions of a pair are joined: and, fiq2020, rtic, starter_kit")
-    add("--projection", default="linear", help="from features to embeddings: linear or mlp")
+    add("--tokens", help="how sentences become words: strip_punct (default) or treebank (punctuation marks are words)")
+    add("--captions", help="joined (default): both captions of a pair are one sentence; single: each is a triplet of its own")
+    add("--caption-style", help="how the two captions of a pair are joined: and (default), fiq2020, rtic, starter_kit")
+    add("--projection", help="from features to embeddings: linear (default), mlp or none")
     add("--feature-norm", action="store_true", default=None, help="batch normalisation before the projection")
     add("--feature-dropout", type=float, help="share of image features dropped in training")
     add("--text-dropout", type=float, help="share of text features dropped in training")
     add("--caption-dropout", type=float, default=0.0, help="probability that one of the two captions is left out in training")
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--loss", default="batch_classification", help="matching loss; `tf-fashion list losses` names them")
-    add("--scale", type=float, default=4.0, help="start of the learned scale; logits are scale^2 times the cosine")
+    add("--loss", help="matching loss (default batch_classification); `tf-fashion list losses` names them")
+    add("--scale", type=float, help="start of the learned scale (default 4); logits are scale^2 times the cosine")
+    add(
+        "--semantic-weight",
+        type=float,
+        default=0.0,
+        help="weight of the visual-semantic loss: target photos against their descriptions",
+    )
+    add("--semantic-with", help="what descriptions are matched with: target (default) or query")
+    add("--pretrain-epochs", type=int, default=0, metavar="N", help="epochs with the visual-semantic loss alone, before the others")
+    add("--optimizer", help="adamw (default) or adam")
+    add("--schedule", help="of the learning rate: cosine (default), constant, or step (a tenth after half the steps)")
+    add("--ema", type=float, metavar="DECAY", help="use the moving average of the weights, with this decay per step (such as 0.999)")
+    add("--l2-penalty", type=float, help="penalty on convolution and dense kernels as a part of the loss (VAL: 4e-5)")
     add("--epochs", type=int)
+    add("--train-steps", type=int, metavar="N", help="optimizer steps of the whole run, in place of --epochs (whole epochs are run)")
     add("--batch-size", type=int, help="triplets per step, over all replicas")
     add("--steps-per-epoch", type=int, help="shorten the epochs, so that the state is saved more often")
-    add("--learning-rate", type=float, help="peak of the cosine schedule")
+    add("--learning-rate", type=float, help="highest learning rate")
     add("--weight-decay", type=float)
-    add("--backbone-factor", type=float, default=1.0, help="factor of the backbone's learning rate")
-    add("--flip", action="store_true", help="mirror training photos at random")
-    add("--augment", action="store_true", help="mirror, turn, shift and scale training photos (FashionIQ 2020)")
+    add("--backbone-factor", type=float, help="factor of the backbone's learning rate")
+    add("--flip", action="store_true", default=None, help="mirror training photos at random")
+    add(
+        "--augment",
+        nargs="?",
+        const="fashion_iq_2020",
+        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale) or val (mirror, random crop)",
+    )
     add("--seed", type=int, default=0)
     add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
     add("--patience", type=int, help="stop after this many epochs without improvement on the evaluated split")
@@ -116,8 +156,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="only operations with repeatable results (slower)")
     group = parser.add_argument_group("evaluation and files")
     add = group.add_argument
-    add("--protocol", default="original", help="named protocol; `tf-fashion list protocols` explains them")
-    add("--split", default="val", help="split to evaluate")
+    add("--protocol", help="named protocol (default: the dataset's usual one); `tf-fashion list protocols` explains them")
+    add("--split", help="split to evaluate (default: val, or test where there is no val)")
     add("--evaluate-every", type=int, default=1, metavar="N", help="evaluate after every Nth epoch")
     add("--cache", metavar="DIR", help="where features of frozen backbones are kept (default: ~/.cache/tf-fashion/features)")
     add(

@@ -10,10 +10,10 @@ from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import UsageError
 from tf_fashion.testing.contracts import run_composer_test
 
-WIDER = {"tirg", "tirg_fiq2020", "tirg_lastconv", "concat", "image_only"}
+WIDER = {"val", "tirg", "tirg_fiq2020", "tirg_lastconv", "concat", "image_only"}
 
 
-@pytest.mark.parametrize("name", ["concat", "image_only", "sum", "text_only", "tirg", "tirg_fiq2020", "tirg_lastconv"])
+@pytest.mark.parametrize("name", ["concat", "image_only", "sum", "text_only", "tirg", "tirg_fiq2020", "tirg_lastconv", "val"])
 def test_contract(name):
     run_composer_test(COMPOSERS.get(name), text_dim=5 if name in WIDER else None)
 
@@ -24,6 +24,20 @@ def test_scalars():
     assert all("scalars" not in v.path for v in composer.trainable_variables)
     with pytest.raises(UsageError, match="two numbers"):
         COMPOSERS.get("tirg")(initial_scalars=(1.0,))
+
+
+def test_val_options_and_levels():
+    val = COMPOSERS.get("val")
+    options = {"activation": "relu6", "gate_activation": False, "spatial_kernel": 3, "heads": 4, "initial_weights": [0.0, 1.0]}
+    run_composer_test(val, {"attention": options}, text_dim=5)
+    maps = [np.ones((2, 4, 4, 8), np.float32), np.ones((2, 2, 3, 16), np.float32)]
+    composer = val()
+    composer.build([x.shape for x in maps], (2, 5))
+    assert [x.shape for x in composer(maps, np.ones((2, 5), np.float32))] == [x.shape for x in maps]
+    with pytest.raises(UsageError, match="feature maps"):
+        val()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+    with pytest.raises(UsageError, match="heads"):
+        val({"heads": 3})(maps[0], np.zeros((2, 3), np.float32))
 
 
 @pytest.mark.parametrize("name", ["sum", "text_only"])

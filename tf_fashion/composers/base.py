@@ -23,6 +23,7 @@ class Composer(keras.layers.Layer):
     Class attributes:
         spatial: False: image features are vectors `(batch, dim)`. True: they are maps `(batch, height, width, channels)` and the
             composer returns a map of the same shape, which the model pools and projects as it does the target's.
+        multilevel: A spatial composer that takes a list of maps, one per tap of the image encoder, and returns such a list.
         uses_image, uses_text: Whether the query depends on the input. A model need not encode what is not used.
         normalizes_text: The text feature only enters through a batch normalisation, so that its mean has no effect.
 
@@ -36,6 +37,7 @@ class Composer(keras.layers.Layer):
     """
 
     spatial = False
+    multilevel = False
     uses_image = True
     uses_text = True
     normalizes_text = False

@@ -266,6 +266,8 @@ class ComposedDataset:
     """What `matches` looks for, for the message when no dataset matches."""
     specificity: ClassVar[int] = 0
     """Where several datasets match one tree, the highest wins."""
+    default_protocol: ClassVar[str] = "original"
+    """Name of the evaluation protocol that its published numbers are measured by."""
 
     categories: list[str]
 

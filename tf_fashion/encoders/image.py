@@ -7,6 +7,7 @@ of pixels that the weights expect, and the names of the maps (`stage1` at half t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -149,10 +150,11 @@ class ImageEncoder(keras.layers.Layer):
         pooling: "avg", "max", "gem" or "avg_max" (both, concatenated): one vector per tap, concatenated. None: maps.
         descriptors: Names in `layers.descriptors.DESCRIPTORS` ("colour", "shape"): values computed from the pixels without
             weights, appended to the vector. What ImageNet features see badly.
-        resize: How a photo becomes a square (see `ImageSpec.resize`).
+        resize, interpolation: How a photo becomes a square (see `ImageSpec`).
         weights: None, "imagenet", or the path of a Keras weights file of the whole backbone (with or without classifier).
         batch_norm: "frozen" keeps the statistics of batch normalisation as they are; "train" updates them (over all replicas);
             "auto" is "frozen" when weights are given and "train" when not.
+        batch_norm_momentum: Momentum of trained batch normalisations; None for the backbone's own.
 
     Call arguments:
         images: float `(batch, size, size, 3)`, RGB in 0..255; the scaling for the backbone happens inside.
@@ -175,6 +177,8 @@ class ImageEncoder(keras.layers.Layer):
         resize: str = "squash",
         weights: str | os.PathLike[str] | None = None,
         batch_norm: str = "auto",
+        interpolation: str = "bilinear",
+        batch_norm_momentum: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -185,6 +189,8 @@ class ImageEncoder(keras.layers.Layer):
         self.pooling = pooling
         self.descriptors = list(descriptors)
         self.resize = resize
+        self.interpolation = interpolation
+        self.batch_norm_momentum = batch_norm_momentum
         if pooling is not None and pooling not in POOLINGS:
             raise UsageError(f"ImageEncoder(pooling=...): expected None or one of {', '.join(POOLINGS)}; found {pooling!r}.")
         if batch_norm not in BATCH_NORM_MODES:
@@ -228,6 +234,8 @@ class ImageEncoder(keras.layers.Layer):
             if isinstance(layer, keras.layers.BatchNormalization):
                 # Statistics of one replica only would be saved otherwise, and replicas would drift apart.
                 layer.synchronized = True
+                if self.batch_norm_momentum is not None:
+                    layer.momentum = self.batch_norm_momentum
                 if self.batch_norm == "frozen":
                     layer.trainable = False
         return cut
@@ -242,7 +250,7 @@ class ImageEncoder(keras.layers.Layer):
     @property
     def image_spec(self) -> ImageSpec:
         """How photos have to be decoded and resized for this encoder (pixels stay in 0..255)."""
-        return ImageSpec(size=self.image_size, resize=self.resize, scaling="raw")
+        return ImageSpec(size=self.image_size, resize=self.resize, interpolation=self.interpolation, scaling="raw")
 
     @property
     def channels(self) -> dict[str, int]:
@@ -263,8 +271,11 @@ class ImageEncoder(keras.layers.Layer):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of one picture's features: `(feature_dim,)`, or that of the last tap's map without pooling."""
-        return (self.feature_dim,) if self.pooling else self.map_shapes[self.taps[-1]]
+        """Shape of one picture's features: `(feature_dim,)`; without pooling that of the map, or `(n,)` for several maps in a row."""
+        if self.pooling:
+            return (self.feature_dim,)
+        shapes = list(self.map_shapes.values())
+        return shapes[0] if len(shapes) == 1 else (sum(math.prod(shape) for shape in shapes),)
 
     def _pool(self, maps: dict[str, Any]) -> list[Any]:
         parts = []
@@ -289,8 +300,23 @@ class ImageEncoder(keras.layers.Layer):
         return {"features": ops.concatenate([ops.cast(x, "float32") for x in parts], axis=-1)}
 
     def encode(self, images: Any, training: bool | None = None) -> Any:
-        """The one tensor that models take: the pooled vector, or the last tap's map."""
-        return self(images, training=training)["features" if self.pooling else self.taps[-1]]
+        """The one tensor that models take and caches store (see `feature_shape`): the pooled vector, the map, or all maps in a row."""
+        found = self(images, training=training)
+        if self.pooling:
+            return found["features"]
+        maps = [found[tap] for tap in self.taps]
+        return maps[0] if len(maps) == 1 else ops.concatenate([ops.reshape(x, (ops.shape(x)[0], -1)) for x in maps], axis=-1)
+
+    def split_maps(self, features: Any) -> list[Any]:
+        """The maps `(batch, height, width, channels)` of all taps, from what `encode` gives without pooling."""
+        if len(features.shape) == 4:
+            return [features]
+        maps, at = [], 0
+        for shape in self.map_shapes.values():
+            size = math.prod(shape)
+            maps.append(ops.reshape(features[:, at : at + size], (-1, *shape)))
+            at += size
+        return maps
 
     def compute_output_shape(self, input_shape: tuple) -> dict[str, tuple]:
         if self.pooling:
@@ -303,7 +329,9 @@ class ImageEncoder(keras.layers.Layer):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the features of a photo: weights, taps, pooling, descriptors, image spec."""
-        config = {key: value for key, value in self.get_config().items() if key not in ("name", "trainable", "batch_norm")}
+        # The spec speaks for the interpolation; how batch normalisation is trained has no part in the features.
+        ignored = ("name", "trainable", "batch_norm", "batch_norm_momentum", "interpolation")
+        config = {key: value for key, value in self.get_config().items() if key not in ignored}
         return hash_json({"config": config, "weights": self.weights_hash(), "spec": self.image_spec.fingerprint()})
 
     def get_config(self) -> dict[str, Any]:
@@ -318,6 +346,8 @@ class ImageEncoder(keras.layers.Layer):
             # Saved models hold their weights themselves.
             "weights": None,
             "batch_norm": self.batch_norm,
+            "interpolation": self.interpolation,
+            "batch_norm_momentum": self.batch_norm_momentum,
         }
 
 

@@ -22,8 +22,8 @@ from tf_fashion.layers.pooling import SEQUENCE_POOLINGS
 
 TEXT_ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
 
-HEADS = ("bn_dense", "dense", None)
-INITIALIZATIONS = ("keras", "torch")
+HEADS = ("bn_dense", "dense", "dense_bn", None)
+INITIALIZATIONS = ("keras", "torch", "glorot")
 
 
 def sentence_lengths(token_ids: Any) -> Any:
@@ -59,7 +59,10 @@ class RecurrentStack(keras.layers.Layer):
         layers: Number of layers.
         dropout: Share of inputs dropped between layers in training.
         bidirectional: Whether a second set of layers reads backwards; its steps are appended to the forward ones'.
-        initialization: `"keras"` (Glorot, orthogonal, forget bias 1) or `"torch"` (all weights U(+-1/sqrt(units))).
+        initialization: `"keras"` (Glorot, orthogonal, forget bias 1), `"torch"` (all weights U(+-1/sqrt(units))) or `"glorot"`
+            (input and recurrent kernel as one Glorot matrix, forget bias 1, as in TF1's cells).
+        learned_initial_state: Whether the state before the first word is a weight (VAL) or zero.
+        reset_after: The GRU's reset after the product (cuDNN, PyTorch) or before it (Cho et al., 2014; TF1's cell).
 
     Call arguments:
         sequence: Floating tensor `(batch, steps, width)`.
@@ -77,9 +80,13 @@ class RecurrentStack(keras.layers.Layer):
         dropout: float = 0.0,
         bidirectional: bool = False,
         initialization: str = "keras",
+        learned_initial_state: bool = False,
+        reset_after: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.learned_initial_state = learned_initial_state
+        self.reset_after = reset_after
         self.cell = cell
         self.units = units
         self.depth = layers
@@ -87,24 +94,51 @@ class RecurrentStack(keras.layers.Layer):
         self.bidirectional = bidirectional
         self.initialization = initialization
 
-    def _layer(self, name: str) -> keras.layers.Layer:
+    def _layer(self, name: str, width: int) -> keras.layers.Layer:
         options: dict[str, Any] = {"return_sequences": True, "name": name, "dtype": self.dtype_policy}
         if self.initialization == "torch":
             for weight in ("kernel", "recurrent", "bias"):
                 options[f"{weight}_initializer"] = _TorchUniform(self.units)
             if self.cell == "lstm":
                 options["unit_forget_bias"] = False
-        return (keras.layers.LSTM if self.cell == "lstm" else keras.layers.GRU)(self.units, **options)
+        if self.initialization == "glorot":
+            gates = 4 if self.cell == "lstm" else 2
+            limit = (6.0 / (width + self.units + gates * self.units)) ** 0.5
+            for weight in ("kernel", "recurrent"):
+                options[f"{weight}_initializer"] = keras.initializers.RandomUniform(-limit, limit)
+        if self.cell == "gru":
+            options["reset_after"] = self.reset_after
+        layer = (keras.layers.LSTM if self.cell == "lstm" else keras.layers.GRU)(self.units, **options)
+        layer.build((None, None, width))
+        return layer
+
+    def _initial_state(self, name: str) -> list[Any]:
+        """The weights h (and c) of a layer's learned start; nothing where it is zero."""
+        if not self.learned_initial_state:
+            return []
+        limit = (3.0 / self.units) ** 0.5
+        return [
+            self.add_weight(name=f"{name}_{part}", shape=(self.units,), initializer=keras.initializers.RandomUniform(-limit, limit))
+            for part in ("initial_h", "initial_c")[: 2 if self.cell == "lstm" else 1]
+        ]
+
+    def _run(self, layer: keras.layers.Layer, state: list[Any], sequence: Any) -> Any:
+        if not state:
+            return layer(sequence)
+        rows = ops.shape(sequence)[0]
+        start = [ops.broadcast_to(ops.cast(s, sequence.dtype)[None, :], (rows, self.units)) for s in state]
+        return layer(sequence, initial_state=start if len(start) > 1 else start[0])
 
     def build(self, sequence_shape: tuple, lengths_shape: tuple | None = None) -> None:
         width = sequence_shape[-1]
         self.forward_layers, self.backward_layers = [], []
+        self.forward_states, self.backward_states = [], []
         for index in range(self.depth):
-            self.forward_layers.append(self._layer(f"{self.cell}_{index}"))
-            self.forward_layers[-1].build((None, None, width))
+            self.forward_layers.append(self._layer(f"{self.cell}_{index}", width))
+            self.forward_states.append(self._initial_state(f"forward_{index}"))
             if self.bidirectional:
-                self.backward_layers.append(self._layer(f"{self.cell}_{index}_backward"))
-                self.backward_layers[-1].build((None, None, width))
+                self.backward_layers.append(self._layer(f"{self.cell}_{index}_backward", width))
+                self.backward_states.append(self._initial_state(f"backward_{index}"))
             width = self.units * (2 if self.bidirectional else 1)
         self.drop = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
         self.output_width = width
@@ -114,9 +148,10 @@ class RecurrentStack(keras.layers.Layer):
         for index, layer in enumerate(self.forward_layers):
             if index:
                 sequence = self.drop(sequence, training=training)
-            steps = layer(sequence)
+            steps = self._run(layer, self.forward_states[index], sequence)
             if self.bidirectional:
-                backward = self.backward_layers[index](reverse_sequence(sequence, lengths))
+                reversed_ = reverse_sequence(sequence, lengths)
+                backward = self._run(self.backward_layers[index], self.backward_states[index], reversed_)
                 steps = ops.concatenate([steps, reverse_sequence(backward, lengths)], axis=-1)
             sequence = steps
         return sequence
@@ -138,7 +173,8 @@ class TextEncoder(keras.layers.Layer):
         units: Width of the recurrent layers; `dim` if None.
         layers: Number of recurrent layers.
         pooling: `"last"`, `"max"` or `"mean"` over the valid steps.
-        head: `"bn_dense"` (batch normalisation and a dense layer; head A of the FashionIQ 2020 entry), `"dense"` (head B), None.
+        head: `"bn_dense"` (batch normalisation and a dense layer; head A of the FashionIQ 2020 entry), `"dense"` (head B),
+            `"dense_bn"` (a dense layer without bias and batch normalisation; VAL), None.
         dropout: Share dropped between recurrent layers.
         head_bias: Whether the head's dense layer has a bias. Before a composer that begins with a batch normalisation it has no
             effect, and Adam would only amplify its rounding noise.
@@ -147,7 +183,11 @@ class TextEncoder(keras.layers.Layer):
         word_dropout_id: The id of the unknown word.
         trainable_embeddings: Whether the word vectors are trained.
         initialization: `"torch"`: as the originals (word vectors N(0, 1), the rest U(+-1/sqrt(width))); `"keras"`: Keras'
-            defaults with word vectors U(+-0.05).
+            defaults with word vectors U(+-0.05); `"glorot"`: Glorot everywhere, as VAL.
+        norm_momentum, norm_epsilon: Of the head's batch normalisation.
+        learned_initial_state, reset_after: See `RecurrentStack`.
+        legacy_pool_padding: Pooling by maximum sees the zeros of the padding, so that the vector of a sentence depends on the longest
+            one of its batch, as in the released VAL.
 
     Call arguments:
         token_ids: Integer tensor `(batch, steps)`, padded with 0 at the end.
@@ -179,6 +219,11 @@ class TextEncoder(keras.layers.Layer):
         word_dropout_id: int = 0,
         trainable_embeddings: bool = True,
         initialization: str = "torch",
+        norm_momentum: float = 0.9,
+        norm_epsilon: float = 1e-5,
+        learned_initial_state: bool = False,
+        reset_after: bool = True,
+        legacy_pool_padding: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -208,6 +253,11 @@ class TextEncoder(keras.layers.Layer):
         self.word_dropout_id = word_dropout_id
         self.trainable_embeddings = trainable_embeddings
         self.initialization = initialization
+        self.norm_momentum = norm_momentum
+        self.norm_epsilon = norm_epsilon
+        self.learned_initial_state = learned_initial_state
+        self.reset_after = reset_after
+        self.legacy_pool_padding = legacy_pool_padding
         self.seed_generator = keras.random.SeedGenerator() if word_dropout else None
 
     def _build_body(self, width: int) -> int:
@@ -218,11 +268,11 @@ class TextEncoder(keras.layers.Layer):
         return [sequence]
 
     def build(self, token_ids_shape: tuple, lengths_shape: tuple | None = None) -> None:
-        torch = self.initialization == "torch"
+        start = {"torch": keras.initializers.RandomNormal(stddev=1.0), "keras": "uniform", "glorot": "glorot_uniform"}
         self.embedding = keras.layers.Embedding(
             self.vocabulary_size,
             self.embedding_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0) if torch else "uniform",
+            embeddings_initializer=start[self.initialization],
             trainable=self.trainable_embeddings,
             name="embedding",
             dtype=self.dtype_policy,
@@ -234,19 +284,26 @@ class TextEncoder(keras.layers.Layer):
     def _build_head(self, width: int) -> None:
         if self.head is None and self.dim not in (None, width):
             raise UsageError(f"{type(self).__name__} without a head gives vectors of width {width}, but `dim` is {self.dim}.")
-        self.head_norm = batch_norm("head_norm", dtype=self.dtype_policy) if self.head == "bn_dense" else None
+        self.head_norm = None
+        if self.head in ("bn_dense", "dense_bn"):
+            self.head_norm = batch_norm("head_norm", self.norm_momentum, self.norm_epsilon, dtype=self.dtype_policy)
+            self.head_norm.build((None, self.dim if self.head == "dense_bn" else width))
         self.head_drop = keras.layers.Dropout(self.output_dropout, dtype=self.dtype_policy)
         self.head_dense = None
         if self.head is not None:
             options: dict[str, Any] = {}
             if self.initialization == "torch":
                 options = {"kernel_initializer": _TorchUniform(), "bias_initializer": _TorchUniform(width)}
+            if self.head == "dense_bn":
+                options = {"kernel_initializer": "he_normal"}
             self.head_dense = keras.layers.Dense(
-                self.dim, use_bias=self.head_bias, name="head_dense", dtype=self.dtype_policy, **options
+                self.dim,
+                use_bias=self.head_bias and self.head != "dense_bn",
+                name="head_dense",
+                dtype=self.dtype_policy,
+                **options,
             )
             self.head_dense.build((None, width))
-        if self.head_norm is not None:
-            self.head_norm.build((None, width))
         self.output_width = self.dim if self.head is not None else width
 
     def set_embedding_table(self, table: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -287,14 +344,21 @@ class TextEncoder(keras.layers.Layer):
 
     def call(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
         sequences, lengths = self.sequences(token_ids, lengths, training)
+        if self.legacy_pool_padding:
+            steps = ops.shape(token_ids)[1]
+            valid = tf.sequence_mask(lengths, steps)[:, :, None]
+            sequences = [tf.where(valid, sequence, tf.zeros_like(sequence)) for sequence in sequences]
+            lengths = tf.fill([tf.shape(token_ids)[0]], steps)
         pooled = [pool_sequence(sequence, lengths, self.pooling) for sequence in sequences]
         return self._apply_head(ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0], training)
 
     def _apply_head(self, feature: Any, training: bool | None) -> Any:
-        if self.head_norm is not None:
+        if self.head == "bn_dense":
             feature = self.head_norm(feature, training=training)
         feature = self.head_drop(feature, training=training)
-        return feature if self.head_dense is None else self.head_dense(feature)
+        if self.head_dense is not None:
+            feature = self.head_dense(feature)
+        return self.head_norm(feature, training=training) if self.head == "dense_bn" else feature
 
     def compute_output_shape(self, token_ids_shape: tuple, lengths_shape: tuple | None = None) -> tuple:
         if not self.built:
@@ -318,6 +382,11 @@ class TextEncoder(keras.layers.Layer):
             "word_dropout_id": self.word_dropout_id,
             "trainable_embeddings": self.trainable_embeddings,
             "initialization": self.initialization,
+            "norm_momentum": self.norm_momentum,
+            "norm_epsilon": self.norm_epsilon,
+            "learned_initial_state": self.learned_initial_state,
+            "reset_after": self.reset_after,
+            "legacy_pool_padding": self.legacy_pool_padding,
         }
 
 
@@ -335,6 +404,8 @@ class _RecurrentTextEncoder(TextEncoder):
                 self.dropout,
                 self.bidirectional,
                 self.initialization,
+                self.learned_initial_state,
+                self.reset_after,
                 name=f"{cell}_stack",
                 dtype=self.dtype_policy,
             )

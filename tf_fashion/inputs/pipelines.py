@@ -6,7 +6,7 @@ alone. So a run that is interrupted continues with exactly the batches that it w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class TripletTable:
         captions: Two captions per triplet (one caption is followed by an empty one).
         categories: Category of each triplet.
         labels: int64 `(n,)`, one number per distinct target: the identity that matching losses go by.
+        descriptions: A text about each target for the visual-semantic loss ('' where there is none), or nothing.
     """
 
     references: list[str]
@@ -40,10 +41,18 @@ class TripletTable:
     captions: list[tuple[str, str]]
     categories: list[str]
     labels: np.ndarray = field(repr=False)
+    descriptions: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, triplets: Sequence[Any]) -> TripletTable:
+    def of(
+        cls, triplets: Sequence[Any], identities: Mapping[str, str] | None = None, descriptions: Mapping[str, str] | None = None
+    ) -> TripletTable:
         """Columns of `datasets.Triplet`s that all have targets.
+
+        Args:
+            triplets: The triplets.
+            identities: Image id -> what makes two targets the same (Fashion200k: the caption); default the id itself.
+            descriptions: Image id -> text.
 
         Raises:
             DataError: no triplets, or some without target.
@@ -54,13 +63,33 @@ class TripletTable:
         if without:
             raise DataError(f"{without} of {len(triplets)} triplets have no target; training needs targets. Take another split.")
         targets = [t.target for t in triplets]
-        numbers = {target: number for number, target in enumerate(dict.fromkeys(targets))}
+        same = [identities.get(target, target) for target in targets] if identities else targets
+        numbers = {target: number for number, target in enumerate(dict.fromkeys(same))}
         return cls(
             references=[t.reference for t in triplets],
             targets=targets,
             captions=[(t.captions[0], t.captions[1] if len(t.captions) > 1 else "") for t in triplets],
             categories=[t.category for t in triplets],
-            labels=np.array([numbers[target] for target in targets], dtype=np.int64),
+            labels=np.array([numbers[target] for target in same], dtype=np.int64),
+            descriptions=[descriptions.get(target, "") for target in targets] if descriptions else [],
+        )
+
+    @property
+    def description_labels(self) -> np.ndarray:
+        """int64 `(n,)`, equal for equal descriptions, -1 for none."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(filter(None, self.descriptions)))}
+        return np.array([numbers.get(text, -1) for text in self.descriptions], dtype=np.int64)
+
+    def one_caption_each(self) -> TripletTable:
+        """A table in which every caption that says something is a triplet of its own."""
+        rows = [(row, caption) for row, pair in enumerate(self.captions) for caption in pair if caption.strip()]
+        return TripletTable(
+            references=[self.references[row] for row, _ in rows],
+            targets=[self.targets[row] for row, _ in rows],
+            captions=[(caption, "") for _, caption in rows],
+            categories=[self.categories[row] for row, _ in rows],
+            labels=self.labels[[row for row, _ in rows]],
+            descriptions=[self.descriptions[row] for row, _ in rows] if self.descriptions else [],
         )
 
     def __len__(self) -> int:
@@ -178,6 +207,7 @@ def training_batches(
     caption_style: str = "and",
     caption_dropout: float = 0.0,
     steps_per_epoch: int | None = None,
+    sampler: Callable[[int], TripletTable] | None = None,
 ) -> tuple[tf.data.Dataset, int]:
     """Batches of all epochs, one after the other, for `model.fit(..., steps_per_epoch=steps)`.
 
@@ -191,10 +221,12 @@ def training_batches(
         caption_style: How captions are joined; their order is drawn anew in every epoch.
         caption_dropout: Probability that only one caption of a pair is used (if both say something).
         steps_per_epoch: Batches per epoch; default all full ones.
+        sampler: Gives the triplets of an epoch (in any order, deterministically), for datasets that draw them anew each time;
+            `table` is then an example with the usual number. An epoch with fewer starts over with its own triplets.
 
     Returns:
-        Dataset of `(inputs, labels)`, where inputs has `text` and `reference_*`, `target_*` as `ComposedRetriever` takes them, and
-        the number of steps per epoch.
+        Dataset of `(inputs, labels)`, where inputs has `text` and `reference_*`, `target_*` as `ComposedRetriever` takes them
+        (`target_text` and its label too where the table has descriptions), and the number of steps per epoch.
 
     Raises:
         UsageError: fewer triplets than one batch needs.
@@ -204,21 +236,43 @@ def training_batches(
     if full < 1:
         raise UsageError(f"One batch needs {batch_size} triplets, found {n}. Choose a --batch-size of at most {n}.")
     steps = min(steps_per_epoch or full, full)
-    references, targets = source.rows(table.references), source.rows(table.targets)
-    columns = {
-        "reference": tf.constant(references),
-        "target": tf.constant(targets),
-        "label": tf.constant(table.labels),
-        "captions": tf.constant([list(pair) for pair in table.captions], tf.string),
-    }
+    count = steps * batch_size
+    described = bool(table.descriptions)
+
+    def columns_of(rows: TripletTable) -> dict[str, np.ndarray]:
+        columns = {
+            "reference": source.rows(rows.references),
+            "target": source.rows(rows.targets),
+            "label": rows.labels,
+            "captions": np.array([list(pair) for pair in rows.captions], dtype=object),
+        }
+        if described:
+            columns |= {"description": np.array(rows.descriptions, dtype=object), "description_label": rows.description_labels}
+        return columns
+
     gather = source.gatherer()
     order_seed, text_seed, image_seed = (_mix(seed, stream) for stream in range(3))
+    names = list(columns_of(table))
+    kinds = {name: tf.string if name in ("captions", "description") else tf.int64 for name in names}
+    fixed = {name: tf.constant(column, kinds[name]) for name, column in columns_of(table).items()} if sampler is None else {}
+
+    def drawn(epoch: np.ndarray) -> list[np.ndarray]:
+        columns = columns_of(sampler(int(epoch)))  # type: ignore[misc]
+        return [np.resize(columns[name], (max(count, len(columns[name])), *columns[name].shape[1:])) for name in names]
+
+    def columns_in(epoch: tf.Tensor) -> dict[str, tf.Tensor]:
+        if sampler is None:
+            return fixed
+        columns = dict(zip(names, tf.numpy_function(drawn, [epoch], [kinds[name] for name in names]), strict=True))
+        return {name: tf.ensure_shape(x, (None, 2) if name == "captions" else (None,)) for name, x in columns.items()}
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        keys = tf.random.stateless_uniform((n,), tf.stack([tf.constant(order_seed, tf.int64), epoch]))
-        order = tf.argsort(keys, stable=True)[: steps * batch_size]
-        positions = tf.range(steps, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), positions, tf.reshape(order, (steps, batch_size))))
+        columns = columns_in(epoch)
+        keys = tf.random.stateless_uniform((tf.shape(columns["label"])[0],), tf.stack([tf.constant(order_seed, tf.int64), epoch]))
+        order = tf.argsort(keys, stable=True)[:count]
+        chosen = {name: tf.gather(column, order) for name, column in columns.items()}
+        parts = {name: tf.reshape(x, (steps, batch_size, *x.shape[1:])) for name, x in chosen.items()}
+        return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), tf.range(steps, dtype=tf.int64), parts))
 
     def join(captions: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         key = tf.stack([tf.constant(text_seed, tf.int64), epoch * 1_000_003 + step])
@@ -232,16 +286,17 @@ def training_batches(
             text = tf.where((draw[0] < caption_dropout) & both, single, text)
         return tf.where(both, text, only) if caption_style == "and" else text
 
-    def batch(epoch: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        inputs = {"text": tokenizer(join(tf.gather(columns["captions"], rows), epoch, step))}
+    def batch(epoch: tf.Tensor, step: tf.Tensor, rows: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        inputs = {"text": tokenizer(join(rows["captions"], epoch, step))}
         for number, role in enumerate(("reference", "target")):
             # A seed of its own for every picture of every epoch.
             places = tf.range(batch_size) * 2 + number
             base = tf.cast((epoch * steps + step) % 1_000_000_007, tf.int32)
             seeds = tf.stack([tf.fill((batch_size,), base), image_seed // 2 + places], axis=1)
-            inputs[f"{role}_{source.suffix}"] = gather(tf.gather(columns[role], rows), seeds)
-        labels = tf.ensure_shape(tf.gather(columns["label"], rows), (batch_size,))
-        return inputs, labels
+            inputs[f"{role}_{source.suffix}"] = gather(rows[role], seeds)
+        if described:
+            inputs |= {"target_text": tokenizer(rows["description"]), "target_text_label": rows["description_label"]}
+        return inputs, tf.ensure_shape(rows["label"], (batch_size,))
 
     epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
     batches = epochs_left.flat_map(epoch_batches).map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

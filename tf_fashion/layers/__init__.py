@@ -1,13 +1,18 @@
-"""Small reusable Keras layers: normalisation with a learned scale, pooling of maps and of word sequences."""
+"""Small reusable Keras layers: normalisation, pooling of maps and of word sequences, projection, attention."""
 
 from tf_fashion.layers.normalization import L2Normalize, ScaledL2Norm, batch_norm, l2_normalize
 from tf_fashion.layers.pooling import GeM, SequencePooling, pool_sequence, reverse_sequence
+from tf_fashion.layers.projection import PROJECTIONS, ProjectionHead
+from tf_fashion.layers.visiolinguistic import VisiolinguisticAttention
 
 __all__ = [
+    "PROJECTIONS",
     "GeM",
     "L2Normalize",
+    "ProjectionHead",
     "ScaledL2Norm",
     "SequencePooling",
+    "VisiolinguisticAttention",
     "batch_norm",
     "l2_normalize",
     "pool_sequence",

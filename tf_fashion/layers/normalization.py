@@ -8,13 +8,13 @@ import keras
 from keras import ops
 
 
-def batch_norm(name: str | None = None, **kwargs: Any) -> keras.layers.BatchNormalization:
+def batch_norm(name: str | None = None, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any) -> keras.layers.BatchNormalization:
     """The batch normalisation of this library: momentum 0.9, epsilon 1e-5, statistics over all replicas.
 
     Without `synchronized=True` the moving statistics of the replicas of a `tf.distribute` strategy drift apart, and only the
     first replica's are saved. On one device the results are the same as without.
     """
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name, **kwargs)
+    return keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, synchronized=True, name=name, **kwargs)
 
 
 def l2_normalize(x: Any, epsilon: float = 1e-12) -> Any:

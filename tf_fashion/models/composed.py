@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,10 +16,8 @@ from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TextEncoder
 from tf_fashion.inputs.text import WordTokenizer
-from tf_fashion.layers import ScaledL2Norm, batch_norm, l2_normalize
+from tf_fashion.layers import PROJECTIONS, ProjectionHead, ScaledL2Norm, l2_normalize
 from tf_fashion.losses import LOSSES
-
-PROJECTIONS = ("linear", "mlp")
 
 
 @keras.saving.register_keras_serializable("tf_fashion")
@@ -29,29 +27,38 @@ class ComposedRetriever(keras.Model):
     Photos go through the image encoder, a projection to `dim`, and (references) the composer, together with the encoded
     sentence. Everything is built in the constructor, so a new model can be saved, summarised or put under a strategy at once.
 
+    With a multi-level composer (VAL) every tap of the image encoder is a level with its own module, projection, loss and slice of the
+    embedding; the slices are equally long vectors, so that a cosine of embeddings is the mean of the levels' cosines.
+
     Args:
         image_encoder: An `ImageEncoder` or `SavedModelEncoder`. Frozen ones (`image_encoder.trainable = False`) run in inference mode.
         text_encoder: A `TextEncoder`; its result must be as wide as the composer wants (for most `dim`).
         composer: A `Composer`, or a name in `COMPOSERS`.
         tokenizer: The `WordTokenizer` whose ids the text encoder takes. Travels with the model, so that exports take sentences.
-        dim: Width of the embeddings.
-        projection: "linear" (one dense layer, as the originals), or "mlp" (dense, gelu, dropout, dense, plus a linear shortcut).
-        feature_norm: Whether a batch normalisation comes before the projection. Features of several taps and descriptors have
-            very different sizes and need it.
+        dim: Width of the embeddings, shared out among the levels. With `projection="none"` it follows from the image encoder.
+        projection: "linear", "mlp" or "none" (see `layers.ProjectionHead`).
+        feature_norm: Whether a batch normalisation comes before the projection.
         feature_dropout: Share of the image features dropped in training before the projection.
         initial_scale: Start value of the learned length of the embeddings in the loss (TIRG: 4; logits are scale^2 * cosine).
         trainable_scale: Whether that length is learned.
         caption_style: How the sentences of a pair are joined into one text (see `inputs.text.join_captions`); the default for
             evaluation and serving.
+        level_weights: Factors of the levels' losses; default 1 for each.
+        semantic: Whether descriptions of targets are projected into the image space as well, for a visual-semantic loss (see
+            `compile`).
+        l2_penalty: w in the penalty w/2 * sum of squares of all trained convolution and dense kernels (neither depthwise,
+            recurrent nor attention maps), part of the loss as in TF-slim.
 
     Call arguments:
         inputs: Dictionary with `text`, int `(batch, steps)` word ids, and for the reference and (optionally) the target either
             `reference_image`, `target_image`: float `(batch, size, size, 3)` in 0..255, or
             `reference_features`, `target_features`: what `image_encoder.encode` gives (from a feature cache).
+            Optional: `text_lengths`, int `(batch,)`, where id 0 is also a word; `target_text`, word ids of a description of the
+            target, and `target_text_label`, int `(batch,)`, equal for equal descriptions.
         training: As in every Keras layer.
 
     Returns:
-        `{"query": (batch, dim)}`, with `"target"` where one was given; float32, of length one.
+        `{"query": (batch, dim)}`, with `"target"` (and `"semantic"`) where one was given; float32, of length one.
     """
 
     def __init__(
@@ -67,6 +74,9 @@ class ComposedRetriever(keras.Model):
         initial_scale: float = 4.0,
         trainable_scale: bool = True,
         caption_style: str = "fiq2020",
+        level_weights: Sequence[float] | None = None,
+        semantic: bool = False,
+        l2_penalty: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -76,39 +86,52 @@ class ComposedRetriever(keras.Model):
         self.text_encoder = text_encoder
         self.composer = COMPOSERS.get(composer)(name="composer") if isinstance(composer, str) else composer
         self.tokenizer = tokenizer
-        self.dim = dim
         self.projection = projection
         self.feature_norm = feature_norm
         self.feature_dropout = feature_dropout
         self.initial_scale = initial_scale
         self.trainable_scale = trainable_scale
         self.caption_style = caption_style
+        self.semantic = semantic
+        self.l2_penalty = l2_penalty
+        self.matching_weight, self.semantic_weight, self.semantic_with = 1.0, 0.0, "target"
         if self.composer.spatial and image_encoder.pooling is not None:
             raise UsageError(f"The composer {self.composer.name!r} works on feature maps: give the image encoder pooling=None.")
+        shape = image_encoder.feature_shape
+        self._map_shapes = [shape]
+        if self.composer.multilevel:
+            self._map_shapes = list(image_encoder.map_shapes.values())
+        elif self.composer.spatial and len(shape) != 3:
+            raise UsageError(f"The composer {self.composer.name!r} works on one feature map: give the image encoder one tap.")
+        widths, levels = [s[-1] for s in self._map_shapes], len(self._map_shapes)
+        self.level_dims = widths if projection == "none" else [(dim + level) // levels for level in range(levels)]
+        self.dim = sum(self.level_dims)
+        self.level_weights = [1.0] * levels if level_weights is None else [float(w) for w in level_weights]
+        if len(self.level_weights) != levels:
+            raise UsageError(f"ComposedRetriever(level_weights=...): expected {levels} numbers, found {level_weights!r}.")
         self._build_layers()
         self.built = True
 
     def _build_layers(self) -> None:
-        width = self.image_encoder.feature_shape[-1]
-        self.norm = batch_norm("feature_norm", dtype="float32") if self.feature_norm else None
-        self.drop = keras.layers.Dropout(self.feature_dropout, name="feature_dropout")
-        self.project = keras.layers.Dense(self.dim, name="projection")
-        if self.norm is not None:
-            self.norm.build((None, width))
-        self.project.build((None, width))
-        if self.projection == "mlp":
-            self.hidden = keras.layers.Dense(2 * self.dim, activation="gelu", name="projection_hidden")
-            self.hidden_drop = keras.layers.Dropout(self.feature_dropout, name="projection_dropout")
-            self.hidden_out = keras.layers.Dense(self.dim, name="projection_out")
-            self.hidden.build((None, width))
-            self.hidden_out.build((None, 2 * self.dim))
+        self.heads = []
+        for number, (dim, shape) in enumerate(zip(self.level_dims, self._map_shapes, strict=True)):
+            name = f"projection_{number}" if number else "projection"
+            self.heads.append(ProjectionHead(dim, self.projection, self.feature_norm, self.feature_dropout, name=name))
+            self.heads[-1].build((None, shape[-1]))
         self.scaled = ScaledL2Norm(self.initial_scale, trainable=self.trainable_scale, name="scaled_norm")
         self.scaled.build((None, self.dim))
         if not self.text_encoder.built:
             self.text_encoder.build((None, None))
         text_width = self.text_encoder.compute_output_shape((None, None))[-1]
+        self.semantic_heads = []
+        for number, dim in enumerate(self.level_dims if self.semantic else []):
+            self.semantic_heads.append(keras.layers.Dense(dim, name=f"semantic_{number}"))
+            self.semantic_heads[-1].build((None, text_width))
         if not self.composer.built:
-            image_shape = (None, *self.image_encoder.feature_shape) if self.composer.spatial else (None, self.dim)
+            image_shape: Any = (None, self.dim)
+            if self.composer.spatial:
+                shapes = [(None, *shape) for shape in self._map_shapes]
+                image_shape = shapes if self.composer.multilevel else shapes[0]
             self.composer.build(image_shape, (None, text_width))
 
     def build(self, input_shape: Any = None) -> None:
@@ -120,44 +143,61 @@ class ComposedRetriever(keras.Model):
         """Features of photos `(batch, size, size, 3)` in 0..255: what a feature cache stores."""
         return self.image_encoder.encode(images, training=bool(training) and self.image_encoder.trainable)
 
-    def project_features(self, features: Any, training: bool | None = None) -> Any:
-        """Features to image vectors `(batch, dim)`, not normalised. Maps are averaged first."""
-        x = ops.cast(features, "float32")
-        if len(x.shape) == 4:
-            x = ops.mean(x, axis=(1, 2))
-        if self.norm is not None:
-            x = self.norm(x, training=training)
-        x = self.drop(x, training=training)
-        y = self.project(x)
-        if self.projection == "mlp":
-            y = y + self.hidden_out(self.hidden_drop(self.hidden(x), training=training))
-        return y
+    def _maps(self, features: Any) -> list[Any]:
+        if self.composer.multilevel:
+            return self.image_encoder.split_maps(ops.cast(features, "float32"))
+        return [features]
 
-    def compose(self, features: Any, token_ids: Any, training: bool | None = None) -> Any:
-        """Reference features and word ids to the query `(batch, dim)`, not normalised."""
-        text = self.text_encoder(token_ids, training=training) if self.composer.uses_text else self._no_text(token_ids)
+    def project_levels(self, features: Any, training: bool | None = None) -> list[Any]:
+        """Features to one image vector `(batch, level_dim)` per level, not normalised."""
+        return [head(x, training=training) for head, x in zip(self.heads, self._maps(features), strict=True)]
+
+    def compose_levels(self, features: Any, token_ids: Any, training: bool | None = None, lengths: Any = None) -> list[Any]:
+        """Reference features and word ids to one query vector `(batch, level_dim)` per level, not normalised."""
+        encode = self.text_encoder if self.composer.uses_text else self._no_text
+        text = encode(token_ids, lengths, training=training)
         if self.composer.spatial:
-            return self.project_features(self.composer(ops.cast(features, "float32"), text, training=training), training)
+            maps = self._maps(ops.cast(features, "float32"))
+            if self.composer.multilevel:
+                maps = self.composer(maps, text, training=training)
+            else:
+                maps = [self.composer(maps[0], text, training=training)]
+            return [head(x, training=training) for head, x in zip(self.heads, maps, strict=True)]
         if self.composer.uses_image:
-            image = self.project_features(features, training)
+            image = self.heads[0](features, training=training)
         else:
             image = ops.zeros((ops.shape(token_ids)[0], self.dim), dtype=text.dtype)
-        return self.composer(image, text, training=training)
+        return [self.composer(image, text, training=training)]
 
-    def _no_text(self, token_ids: Any) -> Any:
+    def _embedding(self, levels: list[Any]) -> Any:
+        """The levels' vectors, each of equal length, in a row: float32 `(batch, dim)`, length one."""
+        parts = [l2_normalize(ops.cast(x, "float32")) for x in levels]
+        return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1) / len(parts) ** 0.5
+
+    def _levels(self, embedding: Any) -> list[Any]:
+        """The inverse of `_embedding`: the vectors of length one."""
+        if len(self.level_dims) == 1:
+            return [embedding]
+        scale, parts, at = len(self.level_dims) ** 0.5, [], 0
+        for dim in self.level_dims:
+            parts.append(embedding[:, at : at + dim] * scale)
+            at += dim
+        return parts
+
+    def _no_text(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
         return ops.zeros((ops.shape(token_ids)[0], self.text_encoder.compute_output_shape((None, None))[-1]))
 
     def embed_features(self, features: Any) -> Any:
         """Gallery embeddings `(batch, dim)` of cached features: float32, length one."""
-        return l2_normalize(ops.cast(self.project_features(features, training=False), "float32"))
+        return self._embedding(self.project_levels(features, training=False))
 
     def embed_image(self, images: Any) -> Any:
         """Gallery embeddings `(batch, dim)` of photos in 0..255: float32, length one."""
         return self.embed_features(self.encode_image(images, training=False))
 
-    def embed_query(self, features: Any, token_ids: Any) -> Any:
+    def embed_query(self, features: Any, token_ids: Any, lengths: Any = None) -> Any:
         """Query embeddings `(batch, dim)` of reference features and word ids: float32, length one."""
-        return l2_normalize(ops.cast(self.compose(features, token_ids, training=False), "float32"))
+        return self._embedding(self.compose_levels(features, token_ids, training=False, lengths=lengths))
 
     def _features(self, inputs: Mapping[str, Any], role: str, training: bool | None) -> Any:
         if f"{role}_features" in inputs:
@@ -170,19 +210,47 @@ class ComposedRetriever(keras.Model):
         reference = self._features(inputs, "reference", training) if self.composer.uses_image else inputs["text"]
         if reference is None:
             raise UsageError(f"Expected 'reference_image' or 'reference_features' among the inputs; found {sorted(inputs)}.")
-        query = self.compose(reference, inputs["text"], training)
-        outputs = {"query": l2_normalize(ops.cast(query, "float32"))}
+        outputs = {"query": self._embedding(self.compose_levels(reference, inputs["text"], training, inputs.get("text_lengths")))}
         target = self._features(inputs, "target", training)
         if target is not None:
-            outputs["target"] = l2_normalize(ops.cast(self.project_features(target, training), "float32"))
+            outputs["target"] = self._embedding(self.project_levels(target, training))
+        if self.semantic and "target_text" in inputs:
+            text = self.text_encoder(inputs["target_text"], training=training)
+            outputs["semantic"] = self._embedding([head(text) for head in self.semantic_heads])
         return outputs
 
     # Training.
 
-    def compile(self, optimizer: Any = "adam", loss: Any = "batch_classification", jit_compile: Any = False, **kwargs: Any) -> None:
-        """As `keras.Model.compile`; `loss` is a `MatchingLoss` or a name in `LOSSES`."""
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = "batch_classification",
+        jit_compile: Any = False,
+        matching_weight: float = 1.0,
+        semantic_weight: float = 0.0,
+        semantic_with: str = "target",
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`, with two parts of the objective.
+
+        Args:
+            optimizer, jit_compile: As in Keras.
+            loss: A `MatchingLoss` or a name in `LOSSES`, for both parts.
+            matching_weight: Factor of the visual part: queries against targets.
+            semantic_weight: Factor of the visual-semantic part: descriptions of targets against images.
+            semantic_with: What descriptions are matched with: "target" photos, or "query" (VAL's paper: composed features).
+                VAL's released models were first trained with the semantic part alone, on targets.
+
+        Raises:
+            UsageError: a semantic weight without `semantic=True` in the model, or an unknown `semantic_with`.
+        """
         if isinstance(loss, str):
             loss = LOSSES.get(loss)()
+        if semantic_weight and not self.semantic:
+            raise UsageError("compile(semantic_weight=...) needs a model built with semantic=True.")
+        if semantic_with not in ("target", "query"):
+            raise UsageError(f"compile(semantic_with=...): expected target or query, found {semantic_with!r}.")
+        self.matching_weight, self.semantic_weight, self.semantic_with = matching_weight, semantic_weight, semantic_with
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
@@ -191,10 +259,17 @@ class ComposedRetriever(keras.Model):
         if not self.compiled:
             return None
         serialize = keras.saving.serialize_keras_object
-        return {"optimizer": serialize(self.optimizer), "loss": serialize(self.loss)}
+        return {
+            "optimizer": serialize(self.optimizer),
+            "loss": serialize(self.loss),
+            "matching_weight": self.matching_weight,
+            "semantic_weight": self.semantic_weight,
+            "semantic_with": self.semantic_with,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**{part: keras.saving.deserialize_keras_object(value) for part, value in config.items()})
+        built = {part: keras.saving.deserialize_keras_object(config[part]) for part in ("optimizer", "loss")}
+        self.compile(**{**config, **built})
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Everything is built already. Keras' own way takes a batch from the iterator, so that training would start with the
@@ -205,11 +280,39 @@ class ComposedRetriever(keras.Model):
         """The matching loss over the global batch; `y` are integer identities of the targets `(batch,)`."""
         if "target" not in y_pred:
             raise UsageError("The loss needs targets: give 'target_image' or 'target_features' among the inputs.")
-        scaled = {role: self.scaled(y_pred[role]) for role in ("query", "target")}
-        loss = self.loss(y, scaled, sample_weight=sample_weight)
-        for extra in self.losses:
+        levels = {role: [self.scaled(x) for x in self._levels(embedding)] for role, embedding in y_pred.items()}
+
+        def matched(labels: Any, left: str, right: str, weights: Any) -> Any:
+            return ops.sum(
+                ops.stack(
+                    [
+                        factor * self.loss(labels, {"query": query, "target": target}, sample_weight=weights)
+                        for factor, query, target in zip(self.level_weights, levels[left], levels[right], strict=True)
+                    ]
+                )
+            )
+
+        loss = ops.zeros(())
+        if self.matching_weight:
+            loss = loss + self.matching_weight * matched(y, "query", "target", sample_weight)
+        if self.semantic_weight:
+            if "semantic" not in y_pred:
+                raise UsageError("The semantic loss needs 'target_text' and 'target_text_label' among the inputs.")
+            # A target without a description (label -1) takes no part.
+            described = ops.cast(x["target_text_label"] >= 0, "float32")
+            loss = loss + self.semantic_weight * matched(x["target_text_label"], self.semantic_with, "semantic", described)
+        for extra in [*self.losses, *([self._penalty()] if self.l2_penalty else [])]:
             loss = loss + self._aggregate_additional_loss(extra)
         return loss
+
+    def penalised_kernels(self) -> list[Any]:
+        """The trained kernels that `l2_penalty` acts on."""
+        layers = [layer for layer in self._flatten_layers() if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))]
+        return [layer.kernel for layer in layers if layer.trainable and layer.kernel.trainable]
+
+    def _penalty(self) -> Any:
+        squares = [ops.sum(ops.square(ops.cast(kernel, "float32"))) for kernel in self.penalised_kernels()]
+        return 0.5 * self.l2_penalty * ops.sum(ops.stack(squares))
 
     # Configuration.
 
@@ -228,6 +331,9 @@ class ComposedRetriever(keras.Model):
             "initial_scale": self.initial_scale,
             "trainable_scale": self.trainable_scale,
             "caption_style": self.caption_style,
+            "level_weights": self.level_weights,
+            "semantic": self.semantic,
+            "l2_penalty": self.l2_penalty,
         }
 
     @classmethod

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_fashion import __version__
-from tf_fashion.composers import COMPOSERS
+from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import make_out_folder, read_json, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
@@ -38,12 +41,19 @@ from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
-from tf_fashion.training.optimizers import GroupedAdamW
+from tf_fashion.training.optimizers import GroupedAdamW, TFAdam
 from tf_fashion.training.results import write_results
 from tf_fashion.training.resume import TrainingState
 from tf_fashion.training.schedules import WarmupCosine
 
+# The feature maps that multi-level composers work on.
+LEVELS = ("low", "mid", "high")
 ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
+
+AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
+    "fashion_iq_2020": lambda size: Augmentation.fashion_iq_2020(),
+    "val": lambda size: Augmentation.val(size),
+}
 
 # Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
 SAVED_MODEL = "saved_model:"
@@ -51,7 +61,42 @@ SAVED_MODEL = "saved_model:"
 # A field that the preset fills in: None until `ComposedConfig.resolved`.
 FromPreset = Any
 
-# What is not given on the command line comes from the preset.
+# What neither the command line nor the preset says.
+DEFAULTS: dict[str, Any] = {
+    "composer": "tirg",
+    "composer_options": {},
+    "text_options": {},
+    "text_encoder": "swem",
+    "word_dim": 256,
+    "text_dropout": 0.0,
+    "tokens": "strip_punct",
+    "captions": "joined",
+    "caption_style": "and",
+    "resize": "squash",
+    "interpolation": "bilinear",
+    "taps": ("stage5",),
+    "pooling": "avg",
+    "descriptors": (),
+    "dim": 512,
+    "projection": "linear",
+    "feature_norm": False,
+    "feature_dropout": 0.0,
+    "loss": "batch_classification",
+    "loss_options": {},
+    "scale": 4.0,
+    "semantic_with": "target",
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "weight_decay": 0.0,
+    "l2_penalty": 0.0,
+    "backbone_factor": 1.0,
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "flip": False,
+}
+
+# What a preset says is taken where the command line says nothing.
 PRESETS: dict[str, dict[str, Any]] = {
     # Frozen pretrained backbone, features computed once: minutes on a CPU.
     "frozen": {
@@ -103,9 +148,59 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-4,
         "weight_decay": 1e-2,
         "backbone_factor": 0.1,
-        "augment": True,
+        "augment": "fashion_iq_2020",
     },
 }
+
+# VAL as released: https://arxiv.org/abs/2003.11681 and its scripts. `train_steps` counts optimizer steps.
+_VAL = {
+    "composer": "val",
+    "taps": ("low", "mid", "high"),
+    "interpolation": "bilinear_tf1",
+    "text_encoder": "lstm",
+    "word_dim": 512,
+    "text_units": 1024,
+    "text_dropout": 0.1,
+    "text_options": {"pooling": "max", "head": "dense_bn", "initialization": "glorot", "learned_initial_state": True},
+    "captions": "single",
+    "dim": 512,
+    "projection": "none",
+    "loss": "bidirectional_matching",
+    "loss_options": {"margin": 0.2, "semi_hard": "column", "legacy_duplicate_negatives": True},
+    "optimizer": "adam",
+    "schedule": "constant",
+    "learning_rate": 2e-4,
+    "l2_penalty": 4e-5,
+    "ema": 0.9999,
+    "batch_size": 32,
+    "flip": True,
+    "protocol": "val-split",
+}
+_VAL_RESNET = {
+    "backbone": "slim_resnet_v2_50",
+    "image_size": 256,
+    "composer_options": {"attention": {"activation": "relu", "norm_momentum": 0.997, "norm_epsilon": 1e-5}},
+    "norm_momentum": 0.997,
+    "tokens": "treebank",
+}
+PRESETS |= {
+    "val_fashion_iq": {**_VAL, **_VAL_RESNET, "augment": "val", "train_steps": 50_000},
+    "val_shoes": {**_VAL, **_VAL_RESNET, "protocol": "shoes", "train_steps": 30_000},
+    "val_fashion200k": {
+        **_VAL,
+        "backbone": "slim_mobilenet_v1",
+        "image_size": 224,
+        "composer_options": {"attention": {"activation": "relu6", "norm_momentum": 0.9997, "norm_epsilon": 1e-3}},
+        "norm_momentum": 0.9997,
+        "schedule": "step",
+        "protocol": "fashion200k",
+        "train_steps": 160_000,
+    },
+}
+for _preset in ("val_fashion_iq", "val_shoes", "val_fashion200k"):
+    _attention = PRESETS[_preset]["composer_options"]["attention"]
+    _norm = {key: _attention[key] for key in ("norm_momentum", "norm_epsilon")}
+    PRESETS[_preset]["text_options"] = {**PRESETS[_preset]["text_options"], **_norm}
 
 
 @dataclass(frozen=True)
@@ -120,40 +215,55 @@ class ComposedConfig:
     images: str | None = None
     categories: tuple[str, ...] | None = None
     preset: str = "auto"
-    composer: str = "tirg"
+    composer: FromPreset = None
+    composer_options: FromPreset = None
     text_encoder: FromPreset = None
+    text_options: FromPreset = None
     backbone: FromPreset = None
     weights: str | None = None
     freeze_backbone: bool = False
     image_size: FromPreset = None
-    resize: str = "squash"
+    resize: FromPreset = None
+    interpolation: FromPreset = None
     taps: FromPreset = None
     pooling: FromPreset = None
     descriptors: FromPreset = None
+    norm_momentum: FromPreset = None
     dim: FromPreset = None
     word_dim: FromPreset = None
-    text_units: int | None = None
+    text_units: FromPreset = None
     text_dropout: FromPreset = None
     glove: str | None = None
     spelling: bool = False
-    caption_style: str = "and"
+    tokens: FromPreset = None
+    captions: FromPreset = None
+    caption_style: FromPreset = None
     caption_dropout: float = 0.0
-    projection: str = "linear"
+    projection: FromPreset = None
     feature_norm: FromPreset = None
     feature_dropout: FromPreset = None
-    loss: str = "batch_classification"
-    scale: float = 4.0
+    loss: FromPreset = None
+    loss_options: FromPreset = None
+    scale: FromPreset = None
+    semantic_weight: float = 0.0
+    semantic_with: FromPreset = None
+    pretrain_epochs: int = 0
+    optimizer: FromPreset = None
+    schedule: FromPreset = None
     epochs: FromPreset = None
+    train_steps: FromPreset = None
     batch_size: FromPreset = None
     learning_rate: FromPreset = None
     weight_decay: FromPreset = None
-    backbone_factor: float = 1.0
-    flip: bool = False
-    augment: bool = False
+    l2_penalty: FromPreset = None
+    ema: FromPreset = None
+    backbone_factor: FromPreset = None
+    flip: FromPreset = None
+    augment: FromPreset = None
     steps_per_epoch: int | None = None
     seed: int = 0
-    protocol: str = "original"
-    split: str = "val"
+    protocol: FromPreset = None
+    split: str | None = None
     evaluate_every: int = 1
     select: str = "last"
     patience: int | None = None
@@ -180,14 +290,28 @@ class ComposedConfig:
             preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
         if preset not in PRESETS:
             raise UsageError(f"Unknown preset {preset!r}. Known: auto, {', '.join(PRESETS)}.")
-        values = {key: value for key, value in PRESETS[preset].items() if getattr(self, key) in (None, False)}
-        if self.backbone_factor != 1.0:
-            values.pop("backbone_factor", None)
-        config = dataclasses.replace(self, preset=preset, **values)
-        if config.pooling is None:
-            config = dataclasses.replace(config, pooling="avg")
-        if COMPOSERS.get(config.composer).spatial:
-            config = dataclasses.replace(config, pooling="none", taps=("stage5",), descriptors=())
+        values = {**DEFAULTS, **PRESETS[preset]}
+        if self.composer is not None:
+            values["composer"] = self.composer
+        composer = COMPOSERS.get(values["composer"])
+        if composer.multilevel:
+            values |= {"pooling": "none", "descriptors": ()}
+            if PRESETS[preset].get("composer") != values["composer"]:
+                values["taps"] = LEVELS
+        elif composer.spatial:
+            values |= {"pooling": "none", "taps": ("stage5",), "descriptors": ()}
+        given = {key: getattr(self, key) for key in values}
+        changes = {key: value for key, value in values.items() if given[key] is None}
+        for key in ("composer_options", "text_options", "loss_options"):
+            # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
+            chosen = {"composer_options": "composer", "text_options": "text_encoder", "loss_options": "loss"}[key]
+            known = values[key] if getattr(self, chosen) in (None, PRESETS[preset].get(chosen)) else {}
+            changes[key] = {**known, **(given[key] or {})}
+        if self.epochs is not None:
+            changes["train_steps"] = None
+        config = dataclasses.replace(self, preset=preset, **changes)
+        if composer.spatial and (config.pooling != "none" or config.descriptors):
+            raise UsageError(f"--composer {config.composer} works on feature maps: leave out --pooling and --descriptors.")
         config.check()
         return config
 
@@ -198,7 +322,20 @@ class ComposedConfig:
         TEXT_ENCODERS.get(str(self.text_encoder))
         COMPOSERS.get(self.composer)
         LOSSES.get(self.loss)
-        get_protocol(self.protocol)
+        if self.protocol is not None:
+            get_protocol(self.protocol)
+        for name, known in (
+            ("captions", ("joined", "single")),
+            ("optimizer", ("adamw", "adam")),
+            ("schedule", ("cosine", "constant", "step")),
+            ("augment", (None, False, *AUGMENTATIONS)),
+        ):
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
+        if self.semantic_weight < 0 or self.pretrain_epochs < 0:
+            raise UsageError("--semantic-weight and --pretrain-epochs cannot be negative.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
         for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
@@ -292,6 +429,22 @@ def set_precision(name: str) -> str:
     return name
 
 
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Puts the optimizer's moving averages into the model for a while; nothing happens if it keeps none."""
+    if not model.optimizer.use_ema or not int(model.optimizer.iterations):
+        yield
+        return
+    variables = model.trainable_variables
+    kept = [variable.numpy() for variable in variables]
+    model.optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+
+
 class ComposedRun:
     """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
 
@@ -307,6 +460,11 @@ class ComposedRun:
         self._bad: list[BadImage] = []
         self.config = config.resolved()
         self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories)
+        self.config = dataclasses.replace(
+            self.config,
+            split=self.config.split or next((s for s in ("val", "test") if s in self.dataset.splits()), "none"),
+            protocol=self.config.protocol or self.dataset.default_protocol,
+        )
         if "train" not in self.dataset.splits():
             raise DataError(f"{self.config.data}: there is no split 'train'. Found: {', '.join(self.dataset.splits())}.")
         self.categories = [c for c in self.dataset.categories if "train" in self.dataset.splits(c)]
@@ -320,7 +478,7 @@ class ComposedRun:
         parts = [self.dataset.get(c, self.config.split) for c in self._evaluated()]
         self.can_evaluate = bool(parts) and all(part.has_targets for part in parts)
         self.evaluation_splits = [self.config.split] if parts else []
-        pairs = sum(len(self.dataset.get(category, "train").triplets) for category in self.categories)
+        pairs = len(self._table(0))
         if pairs < self.config.batch_size:
             raise UsageError(f"--batch-size: one batch needs {self.config.batch_size} triplets, found {pairs} in 'train'.")
         self.out = make_out_folder(self.config.out)
@@ -403,7 +561,9 @@ class ComposedRun:
                 pooling=None if config.pooling == "none" else config.pooling,
                 descriptors=config.descriptors or (),
                 resize=config.resize,
+                interpolation=config.interpolation,
                 weights=config.weights,
+                batch_norm_momentum=config.norm_momentum,
                 name="image_encoder",
                 dtype="float32" if config.freeze_backbone else None,
             )
@@ -436,28 +596,54 @@ class ComposedRun:
 
     # Model.
 
+    def _table(self, epoch: int) -> TripletTable:
+        """The training triplets of an epoch: the same ones for every epoch, unless the dataset draws them anew."""
+        parts = [self.dataset.get(category, "train") for category in self.categories]
+        if self.dataset.sampled:
+            triplets = self.dataset.sample_triplets(self.config.seed, epoch)
+        else:
+            triplets = [triplet for part in parts for triplet in part.triplets]
+        identities: dict[str, str] = {}
+        for part in parts:
+            identities |= dict(part.labels or {})
+        table = TripletTable.of(triplets, identities or None, self._descriptions if self._semantic else None)
+        return table.one_caption_each() if self.config.captions == "single" else table
+
+    @property
+    def _semantic(self) -> bool:
+        return bool(self.config.semantic_weight or self.config.pretrain_epochs)
+
+    @functools.cached_property
+    def _descriptions(self) -> dict[str, str]:
+        found = self.dataset.attribute_texts("train")
+        if not any(found.values()):
+            raise DataError(f"{self.config.data}: no descriptions of training pictures were found for the visual-semantic loss.")
+        return found
+
     def build_model(self) -> ComposedRetriever:
         """The model, compiled."""
         config = self.config
-        triplets = [t for category in self.categories for t in self.dataset.get(category, "train").triplets]
-        self.triplets = TripletTable.of(triplets)
+        self.triplets = self._table(0)
         steps = len(self.triplets) // config.batch_size
         self.steps = min(config.steps_per_epoch or steps, steps)
-        captions = [caption for pair in self.triplets.captions for caption in pair]
+        if config.train_steps:
+            self.config = config = dataclasses.replace(config, epochs=max(round(config.train_steps / self.steps), 1))
+        texts = [*self.dataset.vocabulary_texts(), *(self._descriptions.values() if self._semantic else ())]
         if config.caption_style == "and":
-            captions = [*captions, "and"]
-        words = build_vocabulary(captions, "first_seen", spelling="fashion_iq" if config.spelling else None)
+            texts = [*texts, "and"]
+        spelling = "fashion_iq" if config.spelling else None
+        words = build_vocabulary(texts, "first_seen", spelling=spelling, rules=config.tokens)
         with self.scope():
-            tokenizer = WordTokenizer(words, spelling="fashion_iq" if config.spelling else None, max_length=48, name="tokenizer")
+            tokenizer = WordTokenizer(words, spelling=spelling, max_length=48, rules=config.tokens, name="tokenizer")
             vocabulary = tokenizer.vocabulary
-            composer = COMPOSERS.get(config.composer)(name="composer")
+            composer = COMPOSERS.get(config.composer)(**config.composer_options, name="composer")
             text_encoder = TEXT_ENCODERS.get(str(config.text_encoder))(
                 vocabulary_size=len(vocabulary),
-                dim=config.dim,
+                dim=self._text_dim(composer),
                 embedding_dim=config.word_dim,
                 units=config.text_units,
                 output_dropout=config.text_dropout,
-                head_bias=not composer.normalizes_text,
+                **{"head_bias": not composer.normalizes_text, **config.text_options},
                 name="text_encoder",
             )
             model = ComposedRetriever(
@@ -471,40 +657,69 @@ class ComposedRun:
                 feature_dropout=config.feature_dropout,
                 initial_scale=config.scale,
                 caption_style=config.caption_style,
+                semantic=self._semantic,
+                l2_penalty=config.l2_penalty,
                 name="composed_retriever",
             )
             if config.glove:
                 vectors = load_glove(config.glove, vocabulary, progress=config.progress)
                 text_encoder.set_embedding_table(glove_table(vocabulary, [vectors], seed=config.seed))
-            schedule = WarmupCosine(config.learning_rate, max(self.steps * config.epochs, 1))
-            optimizer = GroupedAdamW(
-                schedule,
-                weight_decay=config.weight_decay,
-                lr_multipliers={r"image_encoder": config.backbone_factor} if config.backbone_factor != 1.0 else None,
-            )
-            model.compile(optimizer, LOSSES.get(config.loss)())
-        self.model, self.tokenizer = model, tokenizer
+            self.model, self.tokenizer = model, tokenizer
+            self.compile(pretraining=False)
         return model
 
-    def training_data(self, initial_epoch: int) -> tf.data.Dataset:
-        """Batches from `initial_epoch` on."""
+    def _text_dim(self, composer: Composer) -> int:
+        """Width of the text feature: that of the image vectors, which most composers need."""
+        if self.config.projection == "none" and not composer.spatial:
+            return int(self.encoder.feature_shape[-1])
+        return int(self.config.dim)
+
+    def compile(self, pretraining: bool) -> None:
+        """Gives the model its optimizer and objective: the visual-semantic part alone, or all of it."""
+        config = self.config
+        epochs = config.pretrain_epochs if pretraining else config.epochs
+        total = max(self.steps * epochs, 1)
+        schedule: Any = config.learning_rate
+        if config.schedule == "cosine":
+            schedule = WarmupCosine(config.learning_rate, total)
+        elif config.schedule == "step":
+            # The step at the boundary still has the old rate.
+            rates = [config.learning_rate, config.learning_rate * 0.1]
+            schedule = keras.optimizers.schedules.PiecewiseConstantDecay([total // 2], rates)
+        factors = {r"image_encoder": config.backbone_factor} if config.backbone_factor != 1.0 else None
+        average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+        if config.optimizer == "adam":
+            optimizer: keras.optimizers.Optimizer = TFAdam(schedule, epsilon=1e-8, lr_multipliers=factors, **average)
+        else:
+            optimizer = GroupedAdamW(schedule, weight_decay=config.weight_decay, lr_multipliers=factors, **average)
+        weights = {"matching_weight": 1.0, "semantic_weight": config.semantic_weight, "semantic_with": config.semantic_with}
+        if pretraining:
+            weights = {"matching_weight": 0.0, "semantic_weight": 1.0, "semantic_with": "target"}
+        with self.scope():
+            self.model.compile(optimizer, LOSSES.get(config.loss)(**config.loss_options), **weights)
+
+    def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:
+        """Batches from `initial_epoch` on, up to `epochs` (default: those of the run)."""
         config = self.config
         if self.table is not None:
             source: FeatureSource | PhotoSource = FeatureSource(self.table)
         else:
-            augment = Augmentation.fashion_iq_2020() if config.augment else (Augmentation() if config.flip else None)
+            augment = Augmentation() if config.flip else None
+            if config.augment:
+                augment = AUGMENTATIONS[config.augment](self.encoder.image_size)
             source = PhotoSource(self.paths, self.encoder.image_spec, augment)
         batches, _ = training_batches(
             self.triplets,
             source,
             self.tokenizer,
             config.batch_size,
-            config.epochs,
+            epochs or config.epochs,
             initial_epoch,
             config.seed,
             config.caption_style,
             config.caption_dropout,
             self.steps,
+            self._table if self.dataset.sampled else None,
         )
         return batches
 
@@ -540,7 +755,9 @@ class ComposedRun:
             epoch += 1
             if epoch % config.evaluate_every and epoch + self.initial_epoch < config.epochs:
                 return {}
-            mean = summarise({name: e.result for name, e in self.evaluate(progress=False).items()}, self.protocol)["mean"]
+            with averaged_weights(self.model):
+                results = self.evaluate(progress=False)
+            mean = summarise({name: e.result for name, e in results.items()}, self.protocol)["mean"]
             return {f"{config.split}_{key}": round(float(value), 6) for key, value in mean.items()}
 
         return TrainingState(
@@ -551,6 +768,27 @@ class ComposedRun:
             f"{config.split}_mean" if watched else None,
             config.patience,
         )
+
+    def pretrain(self) -> None:
+        """Trains with the visual-semantic part alone, if asked for; resumes, and does nothing once the main part has begun."""
+        config = self.config
+        if not config.pretrain_epochs or (self.out / "state" / "state.json").exists():
+            return
+        self.compile(pretraining=True)
+        state = TrainingState(self.out / "state" / "pretraining", self.out / "pretraining.csv", config.seed)
+        initial = state.restore(self.model, config.pretrain_epochs)
+        if state.epochs_left:
+            self.say(f"Pretraining with descriptions, {config.pretrain_epochs} epochs")
+            self.model.fit(
+                self.training_data(initial, config.pretrain_epochs),
+                initial_epoch=initial,
+                epochs=config.pretrain_epochs,
+                steps_per_epoch=self.steps,
+                callbacks=[state],
+                verbose=self.verbosity,
+                shuffle=False,
+            )
+        self.compile(pretraining=False)
 
     def prepare_state(self) -> TrainingState:
         """Restores the last finished epoch, if there is one."""
@@ -631,6 +869,7 @@ def train_composed(config: ComposedConfig) -> dict[str, Any]:
     run = ComposedRun(config)
     run.load_pictures()
     model = run.build_model()
+    run.pretrain()
     run.fit()
     return finish(run, model)
 
@@ -641,6 +880,8 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if config.select == "best" and run.state.best_path.exists():
         model.load_weights(run.state.best_path)
+    if config.ema:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     save_model(model, out / "model.keras")
     if run.can_evaluate:
         results = run.evaluate()

@@ -12,6 +12,76 @@ import tensorflow as tf
 from tf_fashion.core.errors import UsageError
 
 
+def _check_multipliers(who: str, lr_multipliers: Mapping[str, float]) -> None:
+    for expression in lr_multipliers:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise UsageError(f"{who}: {expression!r} in lr_multipliers is not a regular expression: {error}.") from None
+
+
+def _multiplier(lr_multipliers: Mapping[str, float], path: str) -> float:
+    return next((factor for expression, factor in lr_multipliers.items() if re.search(expression, path)), 1.0)
+
+
+@keras.saving.register_keras_serializable("tf_fashion")
+class TFAdam(keras.optimizers.Adam):
+    """Adam as TensorFlow 1 has it: `theta <- theta - lr_t m / (sqrt(v) + epsilon)`, `lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)`.
+
+    Args:
+        learning_rate: Number or schedule.
+        beta_1, beta_2, epsilon: Moments' decay rates and the guard of the division, which stands before the correction.
+        lr_multipliers: As in `GroupedAdamW`.
+        original_frozen_correction: Leaves t at 1, as the released VAL does by mistake: steps are up to twice as long at first
+            and fall to 0.316 of the rate within a few thousand steps.
+        **kwargs: As for `keras.optimizers.Adam`.
+
+    Raises:
+        UsageError: an expression is not valid.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        lr_multipliers: Mapping[str, float] | None = None,
+        original_frozen_correction: bool = False,
+        name: str = "tf_adam",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs)
+        self.lr_multipliers = dict(lr_multipliers or {})
+        self.original_frozen_correction = original_frozen_correction
+        _check_multipliers("TFAdam", self.lr_multipliers)
+
+    def build(self, var_list: list[Any]) -> None:
+        if self.built:
+            return
+        super().build(var_list)
+        self._factors = tuple(_multiplier(self.lr_multipliers, variable.path) for variable in var_list)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        index = self._get_variable_index(variable)
+        kind = variable.dtype
+        gradient = tf.cast(tf.convert_to_tensor(gradient), kind)
+        step = tf.ones((), kind) if self.original_frozen_correction else tf.cast(self.iterations + 1, kind)
+        corrected = tf.sqrt(1.0 - tf.pow(tf.cast(self.beta_2, kind), step)) / (1.0 - tf.pow(tf.cast(self.beta_1, kind), step))
+        rate = tf.cast(learning_rate, kind) * self._factors[index] * corrected
+        m, v = self._momentums[index], self._velocities[index]
+        self.assign_add(m, (gradient - m) * (1.0 - self.beta_1))
+        self.assign_add(v, (tf.square(gradient) - v) * (1.0 - self.beta_2))
+        self.assign_sub(variable, rate * tf.cast(m, kind) / (tf.sqrt(tf.cast(v, kind)) + self.epsilon))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "lr_multipliers": self.lr_multipliers,
+            "original_frozen_correction": self.original_frozen_correction,
+        }
+
+
 @keras.saving.register_keras_serializable("tf_fashion")
 class GroupedAdamW(keras.optimizers.AdamW):
     """AdamW (Loshchilov & Hutter, ICLR 2019) with a learning-rate factor per group of variables.
@@ -58,15 +128,11 @@ class GroupedAdamW(keras.optimizers.AdamW):
         )
         self.lr_multipliers = dict(lr_multipliers or {})
         self.decay_vectors = decay_vectors
-        for expression in self.lr_multipliers:
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise UsageError(f"GroupedAdamW: {expression!r} in lr_multipliers is not a regular expression: {error}.") from None
+        _check_multipliers("GroupedAdamW", self.lr_multipliers)
 
     def multiplier(self, path: str) -> float:
         """The learning-rate factor of the variable with this path."""
-        return next((factor for expression, factor in self.lr_multipliers.items() if re.search(expression, path)), 1.0)
+        return _multiplier(self.lr_multipliers, path)
 
     def build(self, var_list: list[Any]) -> None:
         if self.built:
