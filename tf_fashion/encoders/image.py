@@ -10,8 +10,8 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from keras import ops
 from tf_fashion.core.errors import UsageError, WeightsError
 from tf_fashion.core.files import hash_file, hash_json
 from tf_fashion.core.registry import Registry
+from tf_fashion.encoders.slim import MOBILENET_TAPS, RESNET_TAPS, mobilenet_v1, resnet_v2_50
 from tf_fashion.inputs.images import ImageSpec, scale_pixels
 from tf_fashion.layers import GeM
 from tf_fashion.layers.descriptors import DESCRIPTORS
@@ -40,12 +41,15 @@ class Backbone:
         scaling: What the network expects of its pixels (see `ImageSpec.scaling`).
         size: Side of the pictures that its ImageNet weights were trained with.
         published: Name of the function in `keras.applications` that knows where its ImageNet weights are, or None.
+        taps: Names of feature taps besides `stage1` ... `stage5` -> layer. VAL's `low`, `mid` and `high` are stages 3, 4 and 5
+            where nothing else is said.
     """
 
     build: Callable[[int, str | None], keras.Model]
     scaling: str
     size: int
     published: str | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
 
 
 BACKBONES: Registry[Backbone] = Registry("image backbone")
@@ -85,6 +89,8 @@ def _small_cnn(side: int, weights: str | None) -> keras.Model:
 
 
 BACKBONES.register("small_cnn")(Backbone(_small_cnn, "tf", 64))
+BACKBONES.register("slim_mobilenet_v1")(Backbone(lambda side, weights: mobilenet_v1(side, side), "tf", 224, taps=MOBILENET_TAPS))
+BACKBONES.register("slim_resnet_v2_50")(Backbone(lambda side, weights: resnet_v2_50(side, side), "tf", 224, taps=RESNET_TAPS))
 
 
 def stage_layers(network: keras.Model) -> dict[str, str]:
@@ -216,6 +222,9 @@ class ImageEncoder(keras.layers.Layer):
 
     def _cut(self, network: keras.Model) -> keras.Model:
         stages = stage_layers(network)
+        aliases = {"low": "stage3", "mid": "stage4", "high": "stage5"}
+        stages |= {alias: stages[stage] for alias, stage in aliases.items() if stage in stages}
+        stages |= BACKBONES.get(self.backbone_name).taps
         names = {layer.name for layer in network.layers}
         outputs = {}
         for tap in self.taps:

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import tensorflow as tf
-from tf_fashion.checkpoints.tf_slim import keras_variables
 
 from tests.parity.checks.val_model import (
     Weights,
@@ -22,6 +21,7 @@ from tests.parity.checks.val_model import (
 )
 from tests.parity.checks.val_recipe import recipe
 from tests.parity.harness import Fixture, checks
+from tf_fashion.checkpoints.tf_slim import keras_variables
 from tf_fashion.composers import COMPOSERS
 from tf_fashion.encoders import slim
 from tf_fashion.encoders.image import BACKBONES, Backbone, ImageEncoder
@@ -43,7 +43,7 @@ class Original:
         self.momentum = momentum
 
         def build(side: int, weights: str | None):
-            return slim.mobilenet_v1(side, side, width=width) if mobilenet else slim.resnet_v2_50(side, side)
+            return slim.mobilenet_v1(side, side, width) if mobilenet else slim.resnet_v2_50(side, side)
 
         taps = BACKBONES.get("slim_mobilenet_v1" if mobilenet else "slim_resnet_v2_50").taps
         name = f"parity_{width}_{size}"

@@ -1,0 +1,47 @@
+"""What every conversion of published weights reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+
+from tf_fashion.core.registry import Registry
+
+Converter = Callable[..., tuple[keras.Model, "ConversionReport"]]
+CONVERTERS: Registry[Converter] = Registry("checkpoint converter")
+"""Name of a network -> function of the checkpoint's path that returns the network with its weights, and the report."""
+
+
+@dataclass
+class ConversionReport:
+    """Which variables of a checkpoint went where.
+
+    Attributes:
+        source: The checkpoint.
+        used: Names that were loaded.
+        unused: Name -> why it was left aside.
+        missing: Name that the network has and the file has not -> what it holds instead.
+    """
+
+    source: Path
+    used: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def format(self, limit: int = 8) -> str:
+        """The report for a terminal; of long lists the first `limit` entries."""
+        lines = [f"{self.source}: {len(self.used)} variables used, {len(self.unused)} left aside, {len(self.missing)} missing"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.unused.items():
+            reasons.setdefault(f"left aside, {reason}", []).append(name)
+        for name, reason in self.missing.items():
+            reasons.setdefault(f"missing, {reason}", []).append(name)
+        for reason, names in reasons.items():
+            lines.append(f"  {reason} ({len(names)}):")
+            lines += [f"    {name}" for name in sorted(names)[:limit]]
+            if len(names) > limit:
+                lines.append(f"    and {len(names) - limit} more")
+        return "\n".join(lines)
