@@ -53,7 +53,7 @@ def _names(text: str) -> tuple[str, ...]:
 def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--data`, `--images`, `--categories`."""
     parser.add_argument(
-        "--data", required=required, metavar="DIR", help="folder with captions/ and image_splits/ (FashionIQ's layout), or a catalogue"
+        "--data", required=required, metavar="DIR", help="folder in the layout of FashionIQ, Fashion200k or Shoes, or a catalogue"
     )
     parser.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DATA/images")
     parser.add_argument("--categories", type=_names, metavar="A,B", help="only these categories (default: all that are found)")
@@ -110,6 +110,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--glove", metavar="FILE", help="GloVe text file (.txt, .gz) or .npz with initial word vectors; its width must be --word-dim")
     add("--spelling", action="store_true", help="correct FashionIQ's frequent misspellings")
     add("--tokens", help="how sentences become words: strip_punct (default) or treebank (punctuation marks are words)")
+    add("--marks", action="store_true", default=None, help="spell out punctuation as TIRG and VAL do ('sleeves.': 'sleevesdotmark')")
     add("--captions", help="joined (default): both captions of a pair are one sentence; single: each is a triplet of its own")
     add("--caption-style", help="how the two captions of a pair are joined: and (default), fiq2020, rtic, starter_kit")
     add("--projection", help="from features to embeddings: linear (default), mlp or none")
@@ -145,7 +146,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment",
         nargs="?",
         const="fashion_iq_2020",
-        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale) or val (mirror, random crop)",
+        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale), val (mirror, random crop) or val_mirror",
     )
     add("--seed", type=int, default=0)
     add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
@@ -205,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("folder", metavar="DIR")
     check.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DIR/images")
-    check.add_argument("--kind", default="auto", help="fashion_iq, composed_catalogue or catalogue; auto looks")
+    check.add_argument("--kind", default="auto", help="name of the layout (`tf-fashion list datasets`); auto looks")
     check.add_argument("--no-decode", dest="decode", action="store_false", help="read the headers of the pictures only")
     check.add_argument("--limit", type=int, default=10, metavar="N", help="problems of one kind to print")
     check.add_argument("--csv", metavar="FILE", help="write all problems to this file")
@@ -247,8 +248,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     composed.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
     add_data_arguments(composed)
-    composed.add_argument("--split", default="val")
-    composed.add_argument("--protocol", default="original", help="named protocol; `tf-fashion list protocols` explains them")
+    composed.add_argument("--split", help="split to evaluate (default: val, or test where there is no val)")
+    composed.add_argument(
+        "--protocol", help="named protocol (default: the dataset's usual one); `tf-fashion list protocols` explains them"
+    )
     composed.add_argument("--out", required=True, metavar="FILE", help="where to write the JSON")
     composed.add_argument("--report", metavar="DIR", help="also write sheet.png and report.html there")
     composed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")

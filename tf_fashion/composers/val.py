@@ -40,9 +40,7 @@ class VAL(Composer):
     def build(self, image_shape: Any, text_shape: tuple) -> None:
         shapes = [image_shape] if isinstance(image_shape[-1], int) else list(image_shape)
         if any(len(shape) != 4 for shape in shapes):
-            raise UsageError(
-                f"VAL works on feature maps (batch, height, width, channels); found features of shape {image_shape}."
-            )
+            raise UsageError(f"VAL works on feature maps (batch, height, width, channels); found features of shape {image_shape}.")
         self.levels = []
         for number, shape in enumerate(shapes):
             level = VisiolinguisticAttention(**self.attention, name=f"attention{number}", dtype=self.dtype_policy)

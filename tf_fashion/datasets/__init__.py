@@ -14,6 +14,7 @@ from typing import Any
 from tf_fashion.core.errors import UsageError
 from tf_fashion.datasets.catalogue import Catalogue, ComposedCatalogue, Item
 from tf_fashion.datasets.check import CheckReport, check_tree, find_dataset
+from tf_fashion.datasets.fashion200k import Fashion200k
 from tf_fashion.datasets.fashion_iq import FashionIQ
 from tf_fashion.datasets.records import (
     DATASETS,
@@ -24,6 +25,7 @@ from tf_fashion.datasets.records import (
     Triplet,
     existing_folder,
 )
+from tf_fashion.datasets.shoes import Shoes
 
 __all__ = [
     "DATASETS",
@@ -32,10 +34,12 @@ __all__ = [
     "CheckReport",
     "ComposedCatalogue",
     "ComposedDataset",
+    "Fashion200k",
     "FashionIQ",
     "Item",
     "Problem",
     "ReducedDataset",
+    "Shoes",
     "Triplet",
     "check_tree",
     "open_composed",

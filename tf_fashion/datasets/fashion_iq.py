@@ -2,7 +2,7 @@
 
     captions/cap.{category}.{split}.json        list of {"candidate": id, "target": id, "captions": [string, string]}
     image_splits/split.{category}.{split}.json  list of ids: the gallery
-    images/{id}.jpg                             (or .jpeg, .png, .webp)
+    images/{id}.jpg                             (or .jpeg, .png, .webp; or image_data/{category}/{id}.jpg, as VAL has them)
     image_tag_dataset/tags/asin2attr.{category}.{split}.json   optional: id -> lists of attribute words
 
 Layout: Wu et al., "Fashion IQ: A New Dataset Towards Retrieving Images by Natural Language Feedback" (CVPR 2021).
@@ -266,6 +266,20 @@ class FashionIQ(ComposedDataset):
             result[image_id] = tuple(map(tuple, groups))
         return result
 
+    def attribute_texts(self, split: str) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        for category in self.categories:
+            if split in self.splits(category):
+                texts |= {image_id: text for image_id, groups in self.attributes(category, split).items() if (text := tag_text(groups))}
+        return texts
+
+    @property
+    def images_root(self) -> Path:
+        return self._images if self._images is not None else find_images_root(self.root)
+
+    def _finder(self) -> ImageFolder:
+        return ImageFolder(self.images_root, depth=1)
+
     @functools.cached_property
     def image_urls(self) -> dict[str, str]:
         """Addresses from the `asin2url.*.txt` lists in `root` or a folder directly in it. Nothing is ever fetched from them."""
@@ -295,8 +309,8 @@ class FashionIQ(ComposedDataset):
             for split in split_order(split for name, split in listed if name == category):
                 summaries.append(SplitSummary.of(read_split(root, category, split, on_problem)))
         try:
-            images_root = existing_folder(images, "the folder of the pictures") if images is not None else default_images_root(root)
-            paths = ImageFolder(images_root).find_all(sorted(set().union(*(summary.image_ids for summary in summaries))))
+            images_root = existing_folder(images, "the folder of the pictures") if images is not None else find_images_root(root)
+            paths = ImageFolder(images_root, depth=1).find_all(sorted(set().union(*(summary.image_ids for summary in summaries))))
         except (DataError, UsageError) as error:
             where, _, what = str(error).partition(": ")
             on_problem(Problem("error", where, what, "", "missing file"))
@@ -308,6 +322,23 @@ class FashionIQ(ComposedDataset):
                 what = f"missing picture, used by {', '.join(users[:3])}."
                 on_problem(Problem("error", f"{images_root}/{image_id}.jpg", what, fix, "missing image"))
         return Inspection(cls.name, summaries, paths, images_root)
+
+
+def find_images_root(root: Path) -> Path:
+    """`root/images`, or `root/image_data` where only that exists.
+
+    Raises:
+        DataError: neither is there.
+    """
+    other = root / "image_data"
+    return other if other.is_dir() and not (root / "images").is_dir() else default_images_root(root)
+
+
+def tag_text(groups: Sequence[Sequence[str]], longest: int = 20) -> str:
+    """Attribute words as VAL makes one text of them: groups in reverse order (style first, the kind of garment last), lower case,
+    each word once, the last `longest` of them."""
+    words = dict.fromkeys(" ".join(word for group in reversed(groups) for word in group).lower().split())
+    return " ".join(list(words)[-longest:])
 
 
 def find_urls(root: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -127,6 +127,8 @@ class CategorySplit:
         missing: Ids that belong to the gallery but were left out (see `ComposedDataset.without_images`). Not empty means a
             reduced gallery, which a result measured on it has to state.
         dropped_triplets: How many queries were left out with them.
+        labels: Image id of the gallery -> what makes a picture a right answer, where that is not the picture itself (Fashion200k:
+            every picture with the target's caption is right).
     """
 
     category: str
@@ -135,6 +137,7 @@ class CategorySplit:
     gallery: tuple[str, ...]
     missing: tuple[str, ...] = ()
     dropped_triplets: int = 0
+    labels: Mapping[str, str] | None = field(default=None, repr=False)
 
     @property
     def has_targets(self) -> bool:
@@ -196,23 +199,30 @@ class ImageFolder:
 
     Args:
         folder: The folder.
+        depth: How many levels of folders below it are searched as well; pictures higher up are preferred.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, depth: int = 0) -> None:
         self.folder = Path(folder)
+        self.depth = depth
         self._names: dict[str, str] | None = None
 
     def _index(self) -> dict[str, str]:
         if self._names is None:
-            best: dict[str, tuple[int, str]] = {}
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    stem, extension = os.path.splitext(entry.name)
-                    if extension.lower() in IMAGE_EXTENSIONS:
-                        rank = (IMAGE_EXTENSIONS.index(extension.lower()), entry.name)
-                        best[stem] = min(best.get(stem, rank), rank)
-            self._names = {stem: name for stem, (_, name) in best.items()}
+            best: dict[str, tuple[int, int, str]] = {}
+            self._list(self.folder, "", 0, best)
+            self._names = {stem: name for stem, (_, _, name) in best.items()}
         return self._names
+
+    def _list(self, folder: Path, prefix: str, level: int, best: dict[str, tuple[int, int, str]]) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, extension = os.path.splitext(entry.name)
+                if extension.lower() in IMAGE_EXTENSIONS:
+                    rank = (level, IMAGE_EXTENSIONS.index(extension.lower()), prefix + entry.name)
+                    best[stem] = min(best.get(stem, rank), rank)
+                elif level < self.depth and entry.is_dir():
+                    self._list(folder / entry.name, f"{prefix}{entry.name}/", level + 1, best)
 
     def find(self, image_id: str) -> Path | None:
         """Path of the picture of a (checked) id, or None."""
@@ -247,6 +257,47 @@ def existing_folder(path: str | Path, role: str, hint: str = "") -> Path:
     return path
 
 
+class PathFinder:
+    """Pictures that the annotations name by a relative path.
+
+    A picture is looked for as `folder/path` in each of the folders, then by the path's last name directly in one of them (with
+    any picture's extension), then by the name of the path's last folder (`.../51727804/51727804_0.jpeg` as `51727804.jpg`, for
+    collections with one picture per product).
+
+    Args:
+        paths: Image id -> relative path with forward slashes, safe to join.
+        folders: Where to look, in this order.
+        by_folder: Whether the last rule applies.
+    """
+
+    def __init__(self, paths: Mapping[str, str], folders: Sequence[Path], by_folder: bool = False) -> None:
+        self.paths = paths
+        self.folders = [Path(folder) for folder in folders]
+        self.by_folder = by_folder
+
+    @property
+    def folder(self) -> Path:
+        """The folder to name in messages."""
+        return self.folders[0]
+
+    def find(self, image_id: str) -> Path | None:
+        """Path of the picture, or None."""
+        relative = self.paths.get(image_id)
+        if relative is None:
+            return None
+        for folder in self.folders:
+            if (folder / relative).is_file():
+                return folder / relative
+        steps = relative.split("/")
+        stems = [os.path.splitext(steps[-1])[0], *(steps[-2:-1] if self.by_folder else ())]
+        names = [stem + extension for stem in stems for extension in IMAGE_EXTENSIONS]
+        return next((folder / name for name in names for folder in self.folders if (folder / name).is_file()), None)
+
+    def find_all(self, image_ids: Iterable[str]) -> dict[str, Path | None]:
+        """Paths of many ids."""
+        return {image_id: self.find(image_id) for image_id in image_ids}
+
+
 class ComposedDataset:
     """Base class of the datasets for composed retrieval (picture + sentence -> picture).
 
@@ -268,13 +319,15 @@ class ComposedDataset:
     """Where several datasets match one tree, the highest wins."""
     default_protocol: ClassVar[str] = "original"
     """Name of the evaluation protocol that its published numbers are measured by."""
+    sampled: bool = False
+    """Whether the triplets of "train" are drawn anew for each epoch, by `sample_triplets`."""
 
     categories: list[str]
 
     def __init__(self, root: str | Path, images: str | Path | None = None) -> None:
         self.root = existing_folder(root, "the folder of a dataset")
         self._images = None if images is None else existing_folder(images, "the folder of the pictures")
-        self._folder: ImageFolder | None = None
+        self._folder: ImageFolder | PathFinder | None = None
         self._parts: dict[tuple[str, str], CategorySplit] = {}
 
     # What a subclass writes.
@@ -338,7 +391,7 @@ class ComposedDataset:
         """
         files.check_id(image_id, str(self.root))
         if self._folder is None:
-            self._folder = ImageFolder(self.images_root)
+            self._folder = self._finder()
         path = self._folder.find(image_id)
         if path is None:
             raise DataError(
@@ -361,8 +414,25 @@ class ComposedDataset:
 
     def missing_images(self, splits: Collection[str] | None = None) -> list[str]:
         """Sorted ids (see `image_ids`) without a picture."""
-        found = ImageFolder(self.images_root).find_all(self.image_ids(splits))
+        found = self._finder().find_all(self.image_ids(splits))
         return [id for id, path in found.items() if path is None]
+
+    def _finder(self) -> ImageFolder | PathFinder:
+        """What knows where the pictures are."""
+        return ImageFolder(self.images_root)
+
+    def sample_triplets(self, seed: int, epoch: int) -> list[Triplet]:
+        """The training triplets of one epoch, where they are drawn (`sampled`): equal for equal seed and epoch."""
+        raise NotImplementedError(f"{self.name}: the triplets are fixed; use get(category, 'train').triplets.")
+
+    def attribute_texts(self, split: str) -> dict[str, str]:
+        """Side information: image id -> a text about the picture (tags, a description); pictures without one are absent."""
+        return {}
+
+    def vocabulary_texts(self) -> list[str]:
+        """The texts whose words make the vocabulary, in order: here the captions of "train"."""
+        parts = [self.get(category, "train") for category in self.categories if "train" in self.splits(category)]
+        return [caption for part in parts for triplet in part.triplets for caption in triplet.captions]
 
     def data_hash(self, splits: Collection[str] | None = None) -> str:
         """SHA-256 over names and contents of the annotation files of the given splits and the chosen categories."""
@@ -426,6 +496,8 @@ class ReducedDataset(ComposedDataset):
         self.reduced_splits = [splits] if isinstance(splits, str) else base.splits() if splits is None else split_order(splits)
         self.categories = base.categories
         self.name = base.name  # type: ignore[misc]
+        self.default_protocol = base.default_protocol  # type: ignore[misc]
+        self.sampled = base.sampled
 
     def splits(self, category: str | None = None) -> list[str]:
         return self.base.splits(category)
@@ -439,6 +511,22 @@ class ReducedDataset(ComposedDataset):
     @property
     def images_root(self) -> Path:
         return self.base.images_root
+
+    def _finder(self) -> ImageFolder | PathFinder:
+        return self.base._finder()
+
+    def sample_triplets(self, seed: int, epoch: int) -> list[Triplet]:
+        triplets = self.base.sample_triplets(seed, epoch)
+        return self._kept(triplets) if "train" in self.reduced_splits else triplets
+
+    def attribute_texts(self, split: str) -> dict[str, str]:
+        return self.base.attribute_texts(split)
+
+    def vocabulary_texts(self) -> list[str]:
+        return self.base.vocabulary_texts()
+
+    def _kept(self, triplets: Iterable[Triplet]) -> list[Triplet]:
+        return [t for t in triplets if t.reference not in self.bad_ids and t.target not in self.bad_ids]
 
     def data_hash(self, splits: Collection[str] | None = None) -> str:
         whole = self.base.data_hash(splits)
@@ -462,7 +550,7 @@ class ReducedDataset(ComposedDataset):
         part = self.base.get(category, split)
         if split not in self.reduced_splits or self.bad_ids.isdisjoint(part.image_ids):
             return part
-        kept = tuple(t for t in part.triplets if t.reference not in self.bad_ids and t.target not in self.bad_ids)
+        kept = tuple(self._kept(part.triplets))
         if not kept:
             raise DataError(
                 f"{self.root}: category {category!r} is empty: each of the {len(part.triplets)} pairs of {split!r} uses a "

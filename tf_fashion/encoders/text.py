@@ -284,7 +284,7 @@ class TextEncoder(keras.layers.Layer):
     def _build_head(self, width: int) -> None:
         if self.head is None and self.dim not in (None, width):
             raise UsageError(f"{type(self).__name__} without a head gives vectors of width {width}, but `dim` is {self.dim}.")
-        self.head_norm = None
+        self.head_norm: Any = None
         if self.head in ("bn_dense", "dense_bn"):
             self.head_norm = batch_norm("head_norm", self.norm_momentum, self.norm_epsilon, dtype=self.dtype_policy)
             self.head_norm.build((None, self.dim if self.head == "dense_bn" else width))

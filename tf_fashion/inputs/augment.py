@@ -118,6 +118,10 @@ class Augmentation:
         center_offset: 0.5 turns about the point that torchvision before 0.6 used.
         crop_area: None, or the range of the fraction of the area that a random crop of the photo keeps, before resizing.
         crop_ratio: Range of the crop's width/height.
+        side_below: None, or a side in pixels: the picture is squashed to a random side from S up to but not including this, of
+            which a random square of S x S is kept.
+        flip_first: Mirrors the photo in its full resolution, before it is resized. This makes a difference to interpolations that
+            are not symmetrical (`bilinear_tf1`).
         brightness, contrast, saturation: Factors are uniform in 1-x..1+x.
         hue: Shift of the colour circle, uniform in -hue..hue (0..0.5).
     """
@@ -130,6 +134,8 @@ class Augmentation:
     center_offset: float = 0.0
     crop_area: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    side_below: int | None = None
+    flip_first: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -143,6 +149,8 @@ class Augmentation:
             if not isinstance(value, (tuple, list)) or len(value) != 2 or not 0 < value[0] <= value[1]:
                 raise UsageError(f"Augmentation({name}=...): expected two positive numbers, low and high; found {value!r}.")
             object.__setattr__(self, name, (float(value[0]), float(value[1])))
+        if self.side_below is not None and (isinstance(self.side_below, bool) or self.side_below < 2):
+            raise UsageError(f"Augmentation(side_below=...): expected None or a number of pixels, found {self.side_below!r}.")
         if self.crop_area and self.crop_area[1] > 1:
             raise UsageError(f"Augmentation(crop_area=...): expected fractions up to 1, found {self.crop_area!r}.")
         for name, high in (
@@ -163,6 +171,16 @@ class Augmentation:
         """Mirror, up to 45 degrees, 15 % shift, 0.9..1.1; `legacy=True` adds nearest neighbour and the old centre."""
         modern = cls(flip=0.5, rotate=45.0, translate=0.15, scale=(0.9, 1.1))
         return dataclasses.replace(modern, interpolation="nearest", center_offset=0.5) if legacy else modern
+
+    @classmethod
+    def val(cls, crop: bool = True) -> Augmentation:
+        """VAL's: mirror the photo, squash it to a side of S..279 pixels and cut S x S out of it; without `crop` only mirror it."""
+        return cls(flip=0.5, flip_first=True, side_below=280 if crop else None)
+
+    @property
+    def on_pixels(self) -> bool:
+        """Whether everything happens after resizing, so that resized pictures can be kept."""
+        return self.crop_area is None and self.side_below is None and not self.flip_first
 
     def to_config(self) -> dict[str, Any]:
         """The fields as a JSON-able dictionary."""
@@ -189,15 +207,23 @@ class Augmentation:
 
         Returns:
             float32 (height, width, 3) in 0..255; a random crop is brought back to the old size.
+
+        Raises:
+            UsageError: `side_below` is set, which only `images.preprocess` can follow, as it knows the final size.
         """
+        if self.side_below is not None:
+            raise UsageError("Augmentation(side_below=...) is part of resizing: use tf_fashion.inputs.images.preprocess.")
         image = tf.cast(image, tf.float32)
-        if self.crop_area is not None:
+        if not self.on_pixels:
             shape = tf.shape(image)
             image = tf.ensure_shape(tf.image.resize(self.before_resize(image, seed), shape[:2]), image.shape)
         return self.after_resize(image, seed)
 
     def before_resize(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """The random crop, on the photo in its full resolution: (h, w, 3) to (h', w', 3) of the same type."""
+        """What happens to the photo in its full resolution: (h, w, 3) to (h', w', 3) of the same type."""
+        if self.flip_first and self.flip:
+            photo = tf.convert_to_tensor(image)
+            image = tf.cond(tf.random.stateless_uniform((9,), seed)[0] < self.flip, lambda: photo[:, ::-1], lambda: photo)
         if self.crop_area is None:
             return image
         image = tf.convert_to_tensor(image)
@@ -212,12 +238,25 @@ class Augmentation:
         corner = tf.minimum(tf.cast(draw[2:] * room, tf.int32), tf.shape(image)[:2] - size)
         return image[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
 
+    def draw_crop(self, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Side, top and left of the square that `side_below` asks for, int32.
+
+        Raises:
+            UsageError: there is no side between `size` and `side_below`.
+        """
+        if self.side_below is None or size >= self.side_below:
+            raise UsageError(f"Augmentation(side_below={self.side_below}): expected more than the picture's side, {size}.")
+        seed = seed + tf.constant([211, 0])
+        side = tf.random.stateless_uniform((), seed, size, self.side_below, tf.int32)
+        corner = tf.random.stateless_uniform((2,), seed + tf.constant([1, 0]), 0, side - size + 1, tf.int32)
+        return side, corner[0], corner[1]
+
     def after_resize(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Everything but the crop, on float32 (S, S, 3) in 0..255."""
         image = tf.cast(image, tf.float32)
         draw = tf.random.stateless_uniform((9,), seed)
         signed = 2.0 * draw - 1.0
-        if self.flip:
+        if self.flip and not self.flip_first:
             image = tf.cond(draw[0] < self.flip, lambda: image[:, ::-1], lambda: image)
         if self.rotate or self.translate or self.scale != (1.0, 1.0):
             shape = tf.cast(tf.shape(image), tf.float32)

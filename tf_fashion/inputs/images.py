@@ -27,7 +27,7 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_json
 
 RESIZE_MODES = ("squash", "pad", "crop", "target_pad", "square_pad")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "bilinear_tf1")
 SCALINGS = ("tf", "torch", "clip", "caffe", "unit", "raw")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 MAX_SIDE = 65_535
@@ -63,7 +63,8 @@ class ImageSpec:
         resize: `squash` (both sides to S, aspect ratio lost); `pad` (long side to S, rest filled by mirroring, FashionIQ 2020);
             `crop` (short side to S, centre crop); `target_pad` (black bars until long/short <= `pad_ratio`, then `crop`;
             CLIP4Cir); `square_pad` (black bars to a square, then `crop`).
-        interpolation: `nearest`, `bilinear` or `bicubic`.
+        interpolation: `nearest`, `bilinear`, `bicubic`, or `bilinear_tf1` (TensorFlow 1's, which samples from pixel corners and
+            never antialiases: what networks trained with TF1 programs saw; only with `squash`).
         antialias: Filter as wide as the reduction, equal to Pillow's result within 1 grey level. Without it shrinking is faster
             and coarser. `nearest` ignores it and equals Pillow's.
         scaling: `tf` (-1..1), `torch` (ImageNet mean and deviation), `clip` (CLIP's), `caffe` (BGR minus the ImageNet mean),
@@ -93,6 +94,8 @@ class ImageSpec:
         for name, known in (("resize", RESIZE_MODES), ("interpolation", INTERPOLATIONS), ("scaling", SCALINGS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"ImageSpec({name}=...): expected one of {', '.join(known)}; found {getattr(self, name)!r}.")
+        if self.interpolation == "bilinear_tf1" and self.resize != "squash":
+            raise UsageError(f"ImageSpec(interpolation='bilinear_tf1') needs resize='squash', found {self.resize!r}.")
         if not self.pad_ratio >= 1:
             raise UsageError(f"ImageSpec(pad_ratio=...): expected a number of at least 1, found {self.pad_ratio!r}.")
 
@@ -454,6 +457,33 @@ def _resample(
     return tf.reshape(column, tf.stack([out_h, out_w, 3]))
 
 
+def _squashed(image: tf.Tensor, side: tf.Tensor | int, spec: ImageSpec) -> tf.Tensor:
+    """The whole picture on `side` x `side` pixels, float32."""
+    if spec.interpolation == "bilinear_tf1":
+        return tf.raw_ops.ResizeBilinear(images=image[tf.newaxis], size=tf.stack([side, side]), align_corners=False)[0]
+    if spec.interpolation == "bilinear" and not spec.antialias:
+        return tf.image.resize(image, tf.stack([side, side]))
+    zero, full = tf.zeros((), tf.int32), (tf.convert_to_tensor(side), tf.convert_to_tensor(side))
+    return _resample(image, full, (zero, zero, *full), spec)
+
+
+@_plain
+def resize_and_crop(image: tf.Tensor, side: tf.Tensor | int, top: tf.Tensor | int, left: tf.Tensor | int, spec: ImageSpec) -> tf.Tensor:
+    """Squashes a picture to `side` x `side` and cuts the square of `spec.size` at (top, left) out of it.
+
+    Args:
+        image: (height, width, 3), uint8 or float in 0..255.
+        side: At least `spec.size`.
+        top, left: 0 to `side - spec.size`.
+        spec: Size and interpolation.
+
+    Returns:
+        float32 (S, S, 3) in 0..255.
+    """
+    whole = _squashed(tf.convert_to_tensor(image), side, spec)
+    return tf.ensure_shape(whole[top : top + spec.size, left : left + spec.size], (spec.size, spec.size, 3))
+
+
 @_plain
 def resize_image(image: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
     """Brings a picture to (S, S) by the rule of `spec.resize`.
@@ -467,17 +497,14 @@ def resize_image(image: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
     """
     size = spec.size
     image = tf.convert_to_tensor(image)
-    zero = tf.zeros((), tf.int32)
     if spec.resize in ("square_pad", "target_pad"):
         left, top = _bars(tf.shape(image)[0], tf.shape(image)[1], spec)
         image = tf.pad(image, [[top, top], [left, left], [0, 0]])
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    if spec.resize == "squash" and spec.interpolation == "bilinear" and not spec.antialias:
-        result = tf.image.resize(image, (size, size))
-    elif spec.resize == "squash":
-        full = (tf.constant(size), tf.constant(size))
-        result = _resample(image, full, (zero, zero, *full), spec)
+    if spec.resize == "squash":
+        result = _squashed(image, size, spec)
     elif spec.resize == "pad":
+        zero = tf.zeros((), tf.int32)
         inner_h, inner_w = _padded_inner(height, width, size)
         inner = _resample(image, (inner_h, inner_w), (zero, zero, inner_h, inner_w), spec)
         rows = _reflect(-((size - inner_h) // 2), size, inner_h)
@@ -529,7 +556,10 @@ def preprocess(image: tf.Tensor, spec: ImageSpec, augment: Any = None, seed: tf.
         if seed is None:
             raise UsageError("preprocess(augment=...) needs a seed: an int32 tensor of shape (2,).")
         image = augment.before_resize(image, seed)
-    image = resize_image(image, spec)
+    if augment is not None and augment.side_below is not None:
+        image = resize_and_crop(image, *augment.draw_crop(spec.size, seed), spec)
+    else:
+        image = resize_image(image, spec)
     if augment is not None:
         image = augment.after_resize(image, seed)
     return scale_pixels(image, spec.scaling)

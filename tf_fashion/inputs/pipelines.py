@@ -130,8 +130,8 @@ class FeatureSource:
 class PhotoSource:
     """Decodes (and augments) photos for rows of a list of files; `role_image` in batches.
 
-    Where all pictures fit into `memory_bytes` at the model's size, they are decoded once and kept as bytes: resized pixels are
-    whole grey levels, so nothing is lost. Random crops are taken from the photo itself and need it decoded every time.
+    Where all pictures fit into `memory_bytes` at the model's size, they are decoded once and kept as bytes, that is, rounded to
+    whole grey levels. Random crops are taken from the photo itself and need it decoded every time.
 
     Args:
         paths: Image id -> file.
@@ -150,7 +150,9 @@ class PhotoSource:
         self.spec = spec
         self.augment = augment
         self._row = {image_id: row for row, image_id in enumerate(self.ids)}
-        whole = spec.scaling == "raw" and spec.antialias and (augment is None or augment.crop_area is None)
+        whole = (
+            spec.scaling == "raw" and spec.antialias and spec.interpolation != "bilinear_tf1" and (augment is None or augment.on_pixels)
+        )
         self._kept = whole and len(self.names) * spec.size**2 * 3 <= memory_bytes
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
@@ -172,7 +174,10 @@ class PhotoSource:
         return gather
 
     def _kept_gatherer(self) -> Any:
-        parts = [images.numpy().astype(np.uint8) for images in image_batches([Path(name) for name in self.names], self.spec, 64)]
+        parts = [
+            np.rint(np.clip(images.numpy(), 0, 255)).astype(np.uint8)
+            for images in image_batches([Path(name) for name in self.names], self.spec, 64)
+        ]
         with tf.device("CPU:0"):
             pixels = tf.constant(np.concatenate(parts))
         augment = self.augment

@@ -2,12 +2,14 @@
 
 The rules (FashionIQ 2020 entry, and google/tirg without the spelling table): characters outside ASCII are dropped, the rest is
 lower-cased, punctuation is deleted ("v-neck" becomes "vneck"), the text is split at white space, and each word passes once
-through a table of spelling corrections.
+through a table of spelling corrections. Under the other rules, `treebank`, punctuation becomes words of its own and "v-neck"
+stays one word (the Penn Treebank's rules as NLTK has them, which VAL uses for FashionIQ and Shoes).
 """
 
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.datasets.captions import MARKS, spell_out_marks
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LEGACY_SPECIALS = ("[PAD]", "[CLS]", "[SEP]")
@@ -32,7 +35,71 @@ _PUNCTUATION_PATTERN = r"[!-/:-@\[-`{-~]+"
 # Python's str.split() takes \x1c..\x1f for white space, TensorFlow's does not.
 _SEPARATORS_PATTERN = r"[\x1c-\x1f]"
 
+RULES = ("strip_punct", "treebank")
+_BLANKS = " \t\n\r\v\f"
+_SPACES_PATTERN = "[\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ue000\ue001]"
+
+# In this order, on a lower-case text without outer blanks; written so that Python and RE2 read them alike. `{1}` stands for a group
+# of the match, which the two write differently in replacements.
+_TREEBANK_BEFORE = (
+    ("([«“‘„]|`+)", " {1} "),
+    (r'^"', " `` "),
+    (r"([ (\[{<])(\"|'')", "{1} `` "),
+    (r"'([a-ce-lo-ru-z0-9_])\b", "' {1}"),
+    (r"([^.])(\.)([\])}>\"'»”’ ]*)\s*$", "{1} {2} {3} "),
+    (r"([:,])([^0-9])", " {1} {2}"),
+    (r"([:,])$", " {1} "),
+    (r"\.{2,}", " {0} "),
+    (r"[;@#$%&]", " {0} "),
+    (r"[?!]", " {0} "),
+    (r"([^'])' ", "{1} ' "),
+    (r"[*]", " {0} "),
+    (r"[\]\[(){}<>]", " {0} "),
+    (r"--", " -- "),
+)
+# On the same text with a blank at both ends.
+_TREEBANK_AFTER = (
+    ("[»”’]", " {0} "),
+    (r"''", " '' "),
+    (r'"', " '' "),
+    (r"([^' ])('[smd]|') ", "{1} {2} "),
+    (r"([^' ])('ll|'re|'ve|n't) ", "{1} {2} "),
+    (r"\b(can)(not)\b", " {1} {2} "),
+    (r"\b(d)('ye)\b", " {1} {2} "),
+    (r"\b(gim|lem)(me)\b", " {1} {2} "),
+    (r"\b(gon)(na)\b", " {1} {2} "),
+    (r"\b(got)(ta)\b", " {1} {2} "),
+    (r"\b(more)('n)\b", " {1} {2} "),
+    (r"\b(wan)(na)\s", " {1} {2} "),
+    (r" ('t)(is|was)\b", " {1} {2} "),
+)
+
 Spelling = Mapping[str, str] | str | None
+
+
+def _replacement(text: str, group: str) -> str:
+    for number in range(4):
+        text = text.replace(f"{{{number}}}", group.format(number))
+    return text
+
+
+_TREEBANK_PYTHON = [
+    [(re.compile(pattern, re.ASCII), _replacement(text, r"\g<{}>")) for pattern, text in rules]
+    for rules in (_TREEBANK_BEFORE, _TREEBANK_AFTER)
+]
+_TREEBANK_GRAPH = [[(pattern, _replacement(text, "\\{}")) for pattern, text in rules] for rules in (_TREEBANK_BEFORE, _TREEBANK_AFTER)]
+
+
+def _treebank(text: str) -> list[str]:
+    before, after = _TREEBANK_PYTHON
+    text = text.strip(_BLANKS)
+    for pattern, replacement in before:
+        text = pattern.sub(replacement, text)
+    text = f" {text} "
+    for pattern, replacement in after:
+        text = pattern.sub(replacement, text)
+    text = text.strip(_BLANKS)
+    return re.split(f"[{_BLANKS}]+", text) if text else []
 
 
 def load_spelling(spelling: Spelling) -> dict[str, str]:
@@ -71,25 +138,45 @@ def load_spelling(spelling: Spelling) -> dict[str, str]:
     return table
 
 
-def tokenize(text: str, spelling: Spelling = None, markers: bool = False) -> list[str]:
+def tokenize(text: str, spelling: Spelling = None, markers: bool = False, rules: str = "strip_punct", marks: bool = False) -> list[str]:
     """Splits a text into words by the rules above; the Python twin of `WordTokenizer`.
 
     Args:
         text: Any string.
         spelling: See `load_spelling`; a replacement that holds a blank stays one word.
-        markers: Whether `[CLS]` and `[SEP]` in the text are kept as words of their own (else they become "cls" and "sep").
+        markers: Whether `[CLS]` and `[SEP]` in the text are kept as words of their own (else they are treated as any text).
+        rules: `strip_punct` or `treebank`.
+        marks: Whether `spell_out_marks` is applied first.
+
+    Raises:
+        UsageError: unknown rules.
     """
+    if rules not in RULES:
+        raise UsageError(f"tokenize(rules=...): expected {' or '.join(map(repr, RULES))}, found {rules!r}.")
     table = spelling if isinstance(spelling, dict) else load_spelling(spelling)
-    text = text.encode("ascii", "ignore").decode("ascii")
+    if rules == "treebank":
+        text = re.sub(_SPACES_PATTERN, " ", text.encode("utf-8", "ignore").decode("utf-8"))
+    else:
+        text = text.encode("ascii", "ignore").decode("ascii")
+    if marks:
+        text = spell_out_marks(text)
     if markers:
         for marker, character in _MARKERS.items():
             text = text.replace(marker, f" {character} ")
-    words = text.lower().translate(_PUNCTUATION).split()
+    text = text.lower()
+    words = _treebank(text) if rules == "treebank" else text.translate(_PUNCTUATION).split()
     back = {character: marker for marker, character in _MARKERS.items()}
     return [back.get(word) or table.get(word, word) for word in words]
 
 
-def build_vocabulary(captions: Iterable[str], order: str = "first_seen", min_count: int = 1, spelling: Spelling = None) -> list[str]:
+def build_vocabulary(
+    captions: Iterable[str],
+    order: str = "first_seen",
+    min_count: int = 1,
+    spelling: Spelling = None,
+    rules: str = "strip_punct",
+    marks: bool = False,
+) -> list[str]:
     """The distinct words of `captions`, without special ones.
 
     Args:
@@ -97,14 +184,15 @@ def build_vocabulary(captions: Iterable[str], order: str = "first_seen", min_cou
         order: `first_seen` (FashionIQ 2020, RTIC) or `alphabetical` (google/tirg).
         min_count: Words seen less often are left out (and become unknown).
         spelling: See `load_spelling`.
+        rules, marks: See `tokenize`.
 
     Raises:
-        UsageError: unknown `order`.
+        UsageError: unknown `order` or `rules`.
     """
     if order not in ("first_seen", "alphabetical"):
         raise UsageError(f"build_vocabulary(order=...): expected 'first_seen' or 'alphabetical', found {order!r}.")
     table = load_spelling(spelling)
-    counts = Counter(word for caption in captions for word in tokenize(caption, table))
+    counts = Counter(word for caption in captions for word in tokenize(caption, table, rules=rules, marks=marks))
     words = [word for word, count in counts.items() if count >= min_count]
     return sorted(words) if order == "alphabetical" else words
 
@@ -216,6 +304,8 @@ class WordTokenizer(keras.layers.Layer):
             "<UNK>", or 0 if there is none.
         max_length: Longer texts lose their end.
         pad_to_max_length: Makes every result (B, max_length) rather than as wide as the longest text.
+        rules, marks: See `tokenize`.
+        ignored: Words of the vocabulary that count as unknown although they keep their ids (VAL's removal of rare words).
 
     Input: strings (B,), a tensor, array or list. Output: int32 (B, L), L at least 1.
     """
@@ -228,6 +318,9 @@ class WordTokenizer(keras.layers.Layer):
         specials: Sequence[str] | None = None,
         max_length: int | None = None,
         pad_to_max_length: bool = False,
+        rules: str = "strip_punct",
+        marks: bool = False,
+        ignored: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -237,6 +330,11 @@ class WordTokenizer(keras.layers.Layer):
         self.specials = [str(s) for s in (specials or (LEGACY_SPECIALS if legacy_markers else SPECIALS))]
         self.max_length = max_length
         self.pad_to_max_length = bool(pad_to_max_length)
+        self.rules = rules
+        self.marks = bool(marks)
+        self.ignored = [str(word) for word in ignored]
+        if rules not in RULES:
+            raise UsageError(f"WordTokenizer(rules=...): expected {' or '.join(map(repr, RULES))}, found {rules!r}.")
         if max_length is not None and max_length < 1:
             raise UsageError(f"WordTokenizer(max_length=...): expected None or a positive whole number, found {max_length!r}.")
         if pad_to_max_length and max_length is None:
@@ -265,8 +363,11 @@ class WordTokenizer(keras.layers.Layer):
         # Specials are reachable through their marker character only: a text cannot spell "[PAD]".
         direct = {word: number for word, number in ids.items() if number >= len(self.specials)}
         direct.update({character: ids[marker] for marker, character in self._markers.items()})
+        direct.update(dict.fromkeys(self.ignored, self.unknown_id))
         # Spelling and vocabulary in one table: one look-up per word.
         direct.update({wrong: direct.get(right, self.unknown_id) for wrong, right in self.spelling.items()})
+        # No word is empty; a table must not be.
+        direct.setdefault("", self.unknown_id)
         with tf.init_scope():
             keys = tf.constant(list(direct), tf.string, shape=(len(direct),))
             values = tf.constant(list(direct.values()), tf.int32, shape=(len(direct),))
@@ -277,11 +378,26 @@ class WordTokenizer(keras.layers.Layer):
         texts = tf.convert_to_tensor(texts, tf.string)
         # Invalid UTF-8 would slip past the patterns.
         clean = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore", replace_control_characters=False)
-        clean = tf.strings.regex_replace(clean, _NOT_ASCII, "")
+        treebank = self.rules == "treebank"
+        clean = tf.strings.regex_replace(clean, _SPACES_PATTERN if treebank else _NOT_ASCII, " " if treebank else "")
+        if self.marks:
+            clean = tf.strings.strip(clean)
+            for mark, word in MARKS.items():
+                clean = tf.strings.regex_replace(clean, re.escape(mark), word)
         for marker, character in self._markers.items():
             clean = tf.strings.regex_replace(clean, rf"\[{marker[1:-1]}\]", f" {character} ")
-        clean = tf.strings.regex_replace(tf.strings.lower(clean), _PUNCTUATION_PATTERN, "")
-        split = tf.strings.split(tf.strings.regex_replace(clean, _SEPARATORS_PATTERN, " "))
+        if treebank:
+            before, after = _TREEBANK_GRAPH
+            clean = tf.strings.strip(tf.strings.lower(clean, encoding="utf-8"))
+            for pattern, replacement in before:
+                clean = tf.strings.regex_replace(clean, pattern, replacement)
+            clean = tf.strings.join([" ", clean, " "])
+            for pattern, replacement in after:
+                clean = tf.strings.regex_replace(clean, pattern, replacement)
+        else:
+            clean = tf.strings.regex_replace(tf.strings.lower(clean), _PUNCTUATION_PATTERN, "")
+            clean = tf.strings.regex_replace(clean, _SEPARATORS_PATTERN, " ")
+        split = tf.strings.split(clean)
         if self.max_length is not None:
             split = split[:, : self.max_length]
         return split.with_flat_values(self._table.lookup(split.flat_values))
@@ -304,12 +420,12 @@ class WordTokenizer(keras.layers.Layer):
 
     def tokenize(self, text: str) -> list[str]:
         """The words of one text as this layer sees them (Python twin, for people and tests)."""
-        return tokenize(text, self.spelling, markers=bool(self._markers))
+        return tokenize(text, self.spelling, bool(self._markers), self.rules, self.marks)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text without padding, in Python."""
         ids = {word: number for number, word in enumerate(self.vocabulary)}
-        reachable = {*self.words, *self._markers}
+        reachable = {*self.words, *self._markers}.difference(self.ignored)
         words = self.tokenize(text)[: self.max_length]
         return [ids[word] if word in reachable else self.unknown_id for word in words]
 
@@ -322,4 +438,7 @@ class WordTokenizer(keras.layers.Layer):
             "specials": self.specials,
             "max_length": self.max_length,
             "pad_to_max_length": self.pad_to_max_length,
+            "rules": self.rules,
+            "marks": self.marks,
+            "ignored": self.ignored,
         }

@@ -51,6 +51,7 @@ class Protocol:
         tie: Order among equal scores: "stable" (gallery order), "optimistic", "pessimistic" or "expected".
         hit: "id": ids are unique and only the target's own entry is right. "any": every gallery entry that carries the target's
             id (a label, say) is right, and the best of them counts.
+        ks: Cut-offs of the recalls that are published. They do not change what a recall means.
 
     Raises:
         UsageError: a value that is not listed above.
@@ -65,6 +66,7 @@ class Protocol:
     join: Join = "and"
     tie: Tie = "stable"
     hit: Hit = "id"
+    ks: tuple[int, ...] = (10, 50)
 
     def __post_init__(self) -> None:
         choices = {"gallery": Gallery, "reference": Reference, "captions": Captions, "join": Join, "tie": Tie, "hit": Hit}
@@ -74,6 +76,9 @@ class Protocol:
                 raise UsageError(f"Protocol {self.name!r}: {attribute} must be one of {known}; got {getattr(self, attribute)!r}.")
         if self.hit == "any" and self.tie == "expected":
             raise UsageError(f"Protocol {self.name!r}: tie='expected' is only defined for hit='id'.")
+        object.__setattr__(self, "ks", tuple(self.ks))
+        if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
+            raise UsageError(f"Protocol {self.name!r}: ks must be whole numbers of at least 1; got {self.ks!r}.")
         for attribute in ("name", "dataset", "split"):
             if not isinstance(getattr(self, attribute), str) or not getattr(self, attribute):
                 raise UsageError(f"Protocol: {attribute} must be a non-empty string, got {getattr(self, attribute)!r}.")
@@ -90,9 +95,9 @@ class Protocol:
         parts = (f"{self.dataset}/{self.split}", gallery, f"reference {self.reference}", captions, f"ties {self.tie}")
         return f"{self.name}: {' · '.join(parts)}{hit}"
 
-    def to_config(self) -> dict[str, str]:
+    def to_config(self) -> dict[str, Any]:
         """Plain dictionary for JSON; `from_config` reads it back."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "ks": list(self.ks)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Protocol:
@@ -109,19 +114,19 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of all fields but the name: equal fingerprints mean comparable numbers."""
+        """12 hexadecimal digits of all fields but the name and the cut-offs: equal fingerprints mean comparable numbers."""
         meaning = self.to_config()
-        del meaning["name"]
+        del meaning["name"], meaning["ks"]
         if self.captions == "single":
             del meaning["join"]
         return hash_json(meaning)[:12]
 
-    def replace(self, **changes: str) -> Protocol:
+    def replace(self, **changes: Any) -> Protocol:
         """A copy with some fields changed; it keeps the name unless a new one is given."""
         unknown = set(changes) - {entry.name for entry in dataclasses.fields(self)}
         if unknown:
             raise UsageError(f"A protocol has no field {', '.join(sorted(unknown))}.")
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)
 
     def texts(self, captions: Sequence[str]) -> list[str]:
         """The sentences to embed for one pair with one or two captions.
@@ -143,7 +148,7 @@ class Protocol:
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
-"""FashionIQ's published validation protocols.
+"""Published protocols: FashionIQ's validation protocols, and those of Shoes and Fashion200k.
 
 | name | code bases that use it |
 |---|---|
@@ -156,6 +161,8 @@ PROTOCOLS: Registry[Protocol] = Registry("protocol")
 | `fiq2020` | the 2020 challenge's second place (it shuffles each pair's captions once; here file order) |
 | `rtic` | RTIC, RTIC-GCN |
 | `covr` | CoVR, CoVR-2 |
+| `shoes` | VAL and its successors on Shoes |
+| `fashion200k` | TIRG (with the reference removed), VAL and their successors on Fashion200k |
 """
 
 for _protocol in (
@@ -168,11 +175,13 @@ for _protocol in (
     Protocol("fiq2020", join="fiq2020"),
     Protocol("rtic", reference="removed", join="rtic"),
     Protocol("covr", reference="removed"),
+    Protocol("shoes", "shoes", "test", reference="removed", captions="single", ks=(1, 10, 50)),
+    Protocol("fashion200k", "fashion200k", "test", reference="removed", captions="single", hit="any", ks=(1, 10, 50)),
 ):
     PROTOCOLS.register(_protocol.name)(_protocol)
 
 
-def get_protocol(name: str | Protocol, **changes: str) -> Protocol:
+def get_protocol(name: str | Protocol, **changes: Any) -> Protocol:
     """The named protocol, with fields replaced: `get_protocol("original", dataset="wardrobe", split="test")`.
 
     Raises:
@@ -249,8 +258,9 @@ def evaluate_category(
     target_ids: Sequence[str],
     reference_ids: Sequence[str] | None,
     protocol: Protocol,
-    ks: Iterable[int] = (10, 50),
+    ks: Iterable[int] | None = None,
     *,
+    labels: Mapping[str, str] | None = None,
     metric: Literal["dot", "cosine"] = "dot",
     precision: Literal["float32", "float64"] = "float64",
 ) -> CategoryResult:
@@ -264,7 +274,9 @@ def evaluate_category(
         target_ids: Q ids, each in the gallery.
         reference_ids: Q ids; None is fine where the protocol keeps the reference. Ids outside the gallery need no removal.
         protocol: Decides on references, ties and hits.
-        ks: Cut-offs of the recalls.
+        ks: Cut-offs of the recalls; default those of the protocol.
+        labels: Under `hit="any"`, gallery id -> what makes an entry right, such as its caption: then every entry with the target's
+            label is right, ids stay unique, and only the reference's own entry is removed.
         metric, precision: As in `tf_fashion.retrieval.search.top_k`; double precision makes a result the same on every machine.
 
     Raises:
@@ -275,7 +287,7 @@ def evaluate_category(
     from tf_fashion.retrieval.search import rank_counts, ranks_of_positives
 
     ids, targets = list(gallery_ids), list(target_ids)
-    cuts = tuple(ks)
+    cuts = protocol.ks if ks is None else tuple(ks)
     for name, rows, expected in (
         ("query_embeddings", query_embeddings, len(targets)),
         ("gallery_embeddings", gallery_embeddings, len(ids)),
@@ -284,7 +296,7 @@ def evaluate_category(
             raise UsageError(f"{name} must have one row per id ({expected}), got shape {tuple(np.shape(rows))}.")
     if not targets:
         raise DataError("There are no queries to evaluate.")
-    if protocol.hit == "id":
+    if protocol.hit == "id" or labels is not None:
         _refuse_repeats(ids)
     places: dict[str, list[int]] = {}
     for position, entry in enumerate(ids):
@@ -313,7 +325,7 @@ def evaluate_category(
         columns = np.array([places[entry][0] for entry in targets])
         counts = rank_counts(query_embeddings, gallery_embeddings, columns, exclude=exclude, metric=metric, precision=precision)
     else:
-        right = [places[entry] for entry in targets]
+        right = [places[entry] for entry in targets] if labels is None else _labelled(ids, targets, labels)
         positives = ranks_of_positives(query_embeddings, gallery_embeddings, right, exclude=exclude, metric=metric, precision=precision)
         counts = _of_the_best(positives.splits, positives.counts)
     return CategoryResult(
@@ -423,6 +435,17 @@ def _of_the_best(splits: np.ndarray, counts: RankCounts) -> RankCounts:
     fellows = np.bincount(owner[level], minlength=len(starts)) - 1
     best = counts.take(starts)
     return RankCounts(best.above, best.tied_before, best.tied_after - fellows)
+
+
+def _labelled(ids: Sequence[str], targets: Sequence[str], labels: Mapping[str, str]) -> list[list[int]]:
+    """Positions of all gallery entries with the label of each target."""
+    without = [entry for entry in dict.fromkeys([*ids, *targets]) if entry not in labels]
+    if without:
+        raise DataError(f"{len(without)} picture(s) of gallery or queries have no label: {_named(without)}.")
+    carriers: dict[str, list[int]] = {}
+    for position, entry in enumerate(ids):
+        carriers.setdefault(labels[entry], []).append(position)
+    return [carriers[labels[entry]] for entry in targets]
 
 
 def _named(names: Sequence[str], most: int = 10) -> str:

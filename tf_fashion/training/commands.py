@@ -49,8 +49,8 @@ def evaluate_model(
     data: str,
     images: str | None,
     categories: tuple[str, ...] | None,
-    split: str,
-    protocol_name: str,
+    split: str | None,
+    protocol_name: str | None,
     out: str,
     report: str | None = None,
     skip_bad_images: bool = False,
@@ -62,9 +62,11 @@ def evaluate_model(
     if target.is_dir():
         raise UsageError(f"--out {out}: expected the name of a JSON file, found a folder.")
     dataset: ComposedDataset = open_composed(data, images, categories)
+    split = split or next((s for s in ("val", "test") if s in dataset.splits()), "val")
     names = [c for c in dataset.categories if split in dataset.splits(c)]
     if not names:
         raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")
+    protocol_name = protocol_name or dataset.default_protocol
     get_protocol(protocol_name)
     model = load_composed(model_path)
     embedder = Embedder(model)

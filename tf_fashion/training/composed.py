@@ -33,7 +33,7 @@ from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
 from tf_fashion.inputs.glove import glove_table, load_glove
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
-from tf_fashion.inputs.text import WordTokenizer, build_vocabulary
+from tf_fashion.inputs.text import RULES, WordTokenizer, build_vocabulary
 from tf_fashion.losses import LOSSES
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.reports.tables import results_table
@@ -50,9 +50,10 @@ from tf_fashion.training.schedules import WarmupCosine
 LEVELS = ("low", "mid", "high")
 ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
 
-AUGMENTATIONS: dict[str, Callable[[int], Augmentation]] = {
-    "fashion_iq_2020": lambda size: Augmentation.fashion_iq_2020(),
-    "val": lambda size: Augmentation.val(size),
+AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
+    "fashion_iq_2020": Augmentation.fashion_iq_2020,
+    "val": Augmentation.val,
+    "val_mirror": functools.partial(Augmentation.val, crop=False),
 }
 
 # Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
@@ -70,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "word_dim": 256,
     "text_dropout": 0.0,
     "tokens": "strip_punct",
+    "marks": False,
     "captions": "joined",
     "caption_style": "and",
     "resize": "squash",
@@ -163,6 +165,7 @@ _VAL = {
     "text_dropout": 0.1,
     "text_options": {"pooling": "max", "head": "dense_bn", "initialization": "glorot", "learned_initial_state": True},
     "captions": "single",
+    "marks": True,
     "dim": 512,
     "projection": "none",
     "loss": "bidirectional_matching",
@@ -173,8 +176,7 @@ _VAL = {
     "l2_penalty": 4e-5,
     "ema": 0.9999,
     "batch_size": 32,
-    "flip": True,
-    "protocol": "val-split",
+    "augment": "val_mirror",
 }
 _VAL_RESNET = {
     "backbone": "slim_resnet_v2_50",
@@ -184,8 +186,8 @@ _VAL_RESNET = {
     "tokens": "treebank",
 }
 PRESETS |= {
-    "val_fashion_iq": {**_VAL, **_VAL_RESNET, "augment": "val", "train_steps": 50_000},
-    "val_shoes": {**_VAL, **_VAL_RESNET, "protocol": "shoes", "train_steps": 30_000},
+    "val_fashion_iq": {**_VAL, **_VAL_RESNET, "augment": "val", "train_steps": 50_000, "protocol": "val-split"},
+    "val_shoes": {**_VAL, **_VAL_RESNET, "train_steps": 30_000},
     "val_fashion200k": {
         **_VAL,
         "backbone": "slim_mobilenet_v1",
@@ -193,7 +195,6 @@ PRESETS |= {
         "composer_options": {"attention": {"activation": "relu6", "norm_momentum": 0.9997, "norm_epsilon": 1e-3}},
         "norm_momentum": 0.9997,
         "schedule": "step",
-        "protocol": "fashion200k",
         "train_steps": 160_000,
     },
 }
@@ -236,6 +237,7 @@ class ComposedConfig:
     glove: str | None = None
     spelling: bool = False
     tokens: FromPreset = None
+    marks: FromPreset = None
     captions: FromPreset = None
     caption_style: FromPreset = None
     caption_dropout: float = 0.0
@@ -329,6 +331,7 @@ class ComposedConfig:
             ("optimizer", ("adamw", "adam")),
             ("schedule", ("cosine", "constant", "step")),
             ("augment", (None, False, *AUGMENTATIONS)),
+            ("tokens", RULES),
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"--{name}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
@@ -632,9 +635,11 @@ class ComposedRun:
         if config.caption_style == "and":
             texts = [*texts, "and"]
         spelling = "fashion_iq" if config.spelling else None
-        words = build_vocabulary(texts, "first_seen", spelling=spelling, rules=config.tokens)
+        words = build_vocabulary(texts, "first_seen", spelling=spelling, rules=config.tokens, marks=config.marks)
         with self.scope():
-            tokenizer = WordTokenizer(words, spelling=spelling, max_length=48, rules=config.tokens, name="tokenizer")
+            tokenizer = WordTokenizer(
+                words, spelling=spelling, max_length=48, rules=config.tokens, marks=config.marks, name="tokenizer"
+            )
             vocabulary = tokenizer.vocabulary
             composer = COMPOSERS.get(config.composer)(**config.composer_options, name="composer")
             text_encoder = TEXT_ENCODERS.get(str(config.text_encoder))(
@@ -706,7 +711,7 @@ class ComposedRun:
         else:
             augment = Augmentation() if config.flip else None
             if config.augment:
-                augment = AUGMENTATIONS[config.augment](self.encoder.image_size)
+                augment = AUGMENTATIONS[config.augment]()
             source = PhotoSource(self.paths, self.encoder.image_spec, augment)
         batches, _ = training_batches(
             self.triplets,
@@ -736,7 +741,7 @@ class ComposedRun:
             self.embedder = Embedder(self.model)
         table = self.table
         if table is None:
-            wanted = needed_images(self.dataset, self.config.split, self._evaluated())
+            wanted = needed_images(self.dataset, str(self.config.split), self._evaluated())
             show = self.config.progress if progress is None else progress
             table = self.embedder.features({image_id: self.paths[image_id] for image_id in wanted}, progress=show)
         return evaluate_composed(self.embedder, self.dataset, table, self.protocol, self._evaluated())

@@ -128,7 +128,9 @@ def evaluate_part(embedder: Embedder, table: FeatureTable, part: CategorySplit, 
         embeddings = embeddings + embedder.queries(table, references, other)
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     gallery = embedder.gallery(table, gallery_ids)
-    result = evaluate_category(embeddings, gallery, gallery_ids, [q.target for q in queries], references, protocol)
+    targets = [query.target for query in queries]
+    labels = part.labels if protocol.hit == "any" else None
+    result = evaluate_category(embeddings, gallery, gallery_ids, targets, references, protocol, labels=labels)
     return CategoryEvaluation(result, queries, gallery_ids, len(part.missing), embeddings, gallery)
 
 
