@@ -8,10 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tf_fashion import __version__
-from tf_fashion.core.errors import TfFashionError
+from tf_fashion.core.errors import DataError, TfFashionError, UsageError
+from tf_fashion.core.files import read_json
 from tf_fashion.core.quiet import import_tensorflow_quietly
 
 _EPILOG = """\
@@ -56,6 +58,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -
         "--data", required=required, metavar="DIR", help="folder in the layout of FashionIQ, Fashion200k or Shoes, or a catalogue"
     )
     parser.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DATA/images")
+    parser.add_argument("--dataset", default="auto", help="how DATA is read (`tf-fashion list datasets`); auto looks at its files")
     parser.add_argument("--categories", type=_names, metavar="A,B", help="only these categories (default: all that are found)")
 
 
@@ -300,6 +303,33 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the SavedModel (for TensorFlow Serving: MODEL/1)")
     export.set_defaults(run=_export)
 
+    weights = _parser(verbs, "weights", "pretrained weights", "Look after pretrained weights.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    convert = _parser(
+        weights,
+        "convert",
+        "a published checkpoint becomes a weights file for --weights",
+        "Converts a checkpoint of TensorFlow 1 (TF-slim) into a Keras weights file and reports every variable: used, left aside and\n"
+        "why, missing. `tf-fashion weights list` says where checkpoints are published; unpack the archive first.\n\n"
+        "  tf-fashion weights convert mobilenet_v1_1.0_224.ckpt --to slim_mobilenet_v1 --out slim_mobilenet_v1.weights.h5\n"
+        "  tf-fashion train composed --backbone slim_mobilenet_v1 --weights slim_mobilenet_v1.weights.h5 --data DIR --out DIR",
+    )
+    convert.add_argument("source", metavar="SRC", help="the checkpoint: what precedes .index and .data-00000-of-00001")
+    convert.add_argument("--to", required=True, metavar="NAME", help="network of the checkpoint: slim_mobilenet_v1, slim_resnet_v2_50")
+    convert.add_argument("--out", required=True, metavar="FILE", help="file to write, ending in .weights.h5; an older one is replaced")
+    convert.add_argument("--ema", action="store_true", help="take the moving averages of the weights, where the checkpoint has them")
+    convert.add_argument("--all", dest="everything", action="store_true", help="print every name, not only the first of each kind")
+    convert.set_defaults(run=_weights_convert)
+    published = _parser(
+        weights,
+        "list",
+        "what is published where",
+        "Lists published weights: their address, licence and SHA-256, and how to use them. Nothing is downloaded.",
+    )
+    published.add_argument("--manifest", metavar="FILE", help="the list to read (default: pretrained/manifest.json)")
+    published.set_defaults(run=_weights_list)
+
     listing = _parser(verbs, "list", "names that other verbs take", "Lists what can be named elsewhere.")
     listing.add_argument("kind", choices=("backbones", "composers", "datasets", "losses", "presets", "protocols", "text-encoders"))
     listing.set_defaults(run=_list)
@@ -340,6 +370,7 @@ def _evaluate_composed(args: argparse.Namespace) -> int:
         args.model,
         args.data,
         args.images,
+        args.dataset,
         args.categories,
         args.split,
         args.protocol,
@@ -378,6 +409,35 @@ def _export(args: argparse.Namespace) -> int:
     from tf_fashion.training.commands import load_composed
 
     print(f"The SavedModel is in {export_composed(load_composed(args.model), args.out)}")
+    return 0
+
+
+def _weights_convert(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.checkpoints import convert_weights
+
+    report = convert_weights(args.source, args.to, args.out, args.ema)
+    print(report.format(limit=None if args.everything else 8))
+    print(f"The weights are in {args.out}. Use them with: --backbone {args.to} --weights {args.out}")
+    return 0
+
+
+def _weights_list(args: argparse.Namespace) -> int:
+    manifest = Path(__file__).resolve().parent.parent / "pretrained" / "manifest.json"
+    path = Path(args.manifest) if args.manifest else manifest
+    if not args.manifest and not manifest.is_file():
+        path = Path("pretrained/manifest.json")
+        if not path.is_file():
+            raise UsageError("pretrained/manifest.json is not part of this installation. Name the file with --manifest FILE.")
+    entries = read_json(path)
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise DataError(f"{path}: expected a JSON object of objects (name -> source, licence, sha256, use).")
+    for name, entry in entries.items():
+        print(name)
+        for key, value in entry.items():
+            if key == "sha256" and value is None:
+                value = "not verified"
+            print(f"  {key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     return 0
 
 

@@ -175,7 +175,7 @@ def test_bad_triplets_are_named(shop, row, message):
 
 
 def test_triplets_need_their_columns_and_a_dataset_that_has_them(shop):
-    with pytest.raises(UsageError, match="has no triplets .*Known with triplets: composed_catalogue, fashion_iq"):
+    with pytest.raises(UsageError, match="has no triplets .*Known with triplets: composed_catalogue, fashion200k, fashion_iq, shoes"):
         open_composed(shop, name="catalogue")
     with pytest.raises(DataError, match="no dataset recognised"):
         open_composed(shop)

@@ -144,3 +144,21 @@ def match_embedding(embeddings, query, target) -> float:
 
         terms.append(1.0 - (cosine(q) + cosine(t)) / 2)
     return float(np.mean(terms)) if terms else 0.0
+
+
+def bidirectional_matching(labels, query, target, margin=0.2, semi_hard="row", duplicates=False) -> float:
+    unit = [
+        x.astype(np.float64) / np.maximum(np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True)), 1e-5) for x in (query, target)
+    ]
+    total = 0.0
+    for rows, columns in (unit, unit[::-1]):
+        n = len(rows)
+        own = [float(((rows[i] - columns[i]) ** 2).sum()) for i in range(n)]
+        for i in range(n):
+            wrong = [j for j in range(n) if j != i and (duplicates or labels[j] != labels[i])]
+            distances = {j: float(((rows[i] - columns[j]) ** 2).sum()) for j in wrong}
+            if semi_hard is not None:
+                distances = {j: d for j, d in distances.items() if d >= (own[i] if semi_hard == "row" else own[j])}
+            if distances:
+                total += max(own[i] - min(distances.values()) + margin, 0.0) / n
+    return total

@@ -40,6 +40,13 @@ CASES = [
     ("lifted_structure", {}, naive.lifted_structure),
     ("npairs", {}, naive.npairs),
     ("contrastive", {"margin": 2.0}, partial(naive.contrastive, margin=2.0)),
+    ("bidirectional_matching", {}, naive.bidirectional_matching),
+    (
+        "bidirectional_matching",
+        {"semi_hard": "column", "legacy_duplicate_negatives": True, "margin": 0.5},
+        partial(naive.bidirectional_matching, semi_hard="column", duplicates=True, margin=0.5),
+    ),
+    ("bidirectional_matching", {"semi_hard": None}, partial(naive.bidirectional_matching, semi_hard=None)),
 ]
 
 

@@ -31,17 +31,17 @@ class ConversionReport:
     unused: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def format(self, limit: int = 8) -> str:
-        """The report for a terminal; of long lists the first `limit` entries."""
+    def format(self, limit: int | None = 8) -> str:
+        """The report for a terminal; of each list the first `limit` entries, or with None all."""
         lines = [f"{self.source}: {len(self.used)} variables used, {len(self.unused)} left aside, {len(self.missing)} missing"]
-        reasons: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {"used": list(self.used)}
         for name, reason in self.unused.items():
-            reasons.setdefault(f"left aside, {reason}", []).append(name)
+            groups.setdefault(f"left aside, {reason}", []).append(name)
         for name, reason in self.missing.items():
-            reasons.setdefault(f"missing, {reason}", []).append(name)
-        for reason, names in reasons.items():
-            lines.append(f"  {reason} ({len(names)}):")
+            groups.setdefault(f"missing, {reason}", []).append(name)
+        for heading, names in groups.items():
+            lines.append(f"  {heading} ({len(names)}):")
             lines += [f"    {name}" for name in sorted(names)[:limit]]
-            if len(names) > limit:
+            if limit is not None and len(names) > limit:
                 lines.append(f"    and {len(names) - limit} more")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Checkpoints of TF-slim (TensorFlow 1's Saver, format V2) into the networks of `encoders.slim`."""
+"""Checkpoints of TF-slim (TensorFlow 1's Saver, format V2 or V1) into the networks of `encoders.slim`."""
 
 from __future__ import annotations
 
@@ -55,24 +55,38 @@ def _slim_norm(name: str, mobilenet: bool) -> str:
 
 
 def read_checkpoint(path: str | Path) -> tf.train.CheckpointReader:
-    """Opens a checkpoint by its prefix (or one of its files).
+    """Opens a checkpoint of TensorFlow 1.
+
+    Args:
+        path: What precedes `.index` and `.data-...` (or one of these files); of the older format V1, the only file.
 
     Raises:
         WeightsError: nothing there, or not a checkpoint.
     """
-    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
-    if not Path(f"{prefix}.index").is_file():
-        found = "nothing there" if not Path(path).exists() else "a file that is no TensorFlow checkpoint"
-        raise WeightsError(
-            f"{path}: expected a TensorFlow checkpoint in the format of TF1's Saver V2 (PREFIX.index and PREFIX.data-00000-of-00001), "
-            f"found {found}. Unpack the published archive and give the path that ends in .ckpt."
-        )
-    if not list(Path(prefix).parent.glob(f"{Path(prefix).name}.data-*")):
-        raise WeightsError(f"{prefix}: the file {Path(prefix).name}.data-00000-of-00001 is missing beside the index.")
-    try:
-        return tf.train.load_checkpoint(prefix)
-    except Exception as error:
-        raise WeightsError(f"{prefix}.index is damaged or no checkpoint ({_first_line(error)}). Fetch it again.") from None
+    prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
+    index = prefix.with_name(f"{prefix.name}.index")
+    if index.is_file():
+        if not any(file.name.startswith(f"{prefix.name}.data-") for file in prefix.parent.iterdir()):
+            raise WeightsError(f"{prefix}: the file {prefix.name}.data-00000-of-00001 is missing beside {index.name}.")
+        try:
+            return tf.train.load_checkpoint(str(prefix))
+        except Exception as error:
+            raise WeightsError(f"{index} is damaged or no checkpoint ({_first_line(error)}). Fetch it again.") from None
+    found = "nothing there"
+    if prefix.is_file():
+        try:
+            return tf.train.load_checkpoint(str(prefix))
+        except Exception as error:
+            found = f"a file of another kind ({_first_line(error).removeprefix(f'Unable to open table file {prefix}: ')})"
+    elif prefix.is_dir():
+        inside = sorted(file.name.removesuffix(".index") for file in prefix.iterdir() if file.name.endswith(".index"))
+        found = "a folder" + (f" with the checkpoints {', '.join(inside)}" if inside else "")
+    elif Path(path).exists():
+        found = f"no {index.name} beside it"
+    raise WeightsError(
+        f"{path}: expected a checkpoint of TensorFlow 1 (PREFIX of PREFIX.index and PREFIX.data-00000-of-00001, or a single file), "
+        f"found {found}. Unpack the published archive and give the path that ends in .ckpt."
+    )
 
 
 def load_slim(model: keras.Model, path: str | Path, ema: bool = False) -> ConversionReport:
@@ -80,14 +94,18 @@ def load_slim(model: keras.Model, path: str | Path, ema: bool = False) -> Conver
 
     Args:
         model: The network.
-        path: Prefix of the checkpoint.
-        ema: Takes the moving averages `.../ExponentialMovingAverage` where the file has them.
+        path: See `read_checkpoint`.
+        ema: Takes the moving averages `.../ExponentialMovingAverage` of trained variables; where a variable has none, the report
+            lists that as missing and the variable itself is taken.
 
     Raises:
-        WeightsError: not readable, variables missing (VAL's own normalisations may be), or of other shapes.
+        WeightsError: not readable, without moving averages although `ema`, with values that are no numbers, or variables are
+            missing (VAL's own normalisations may be) or have other shapes.
     """
     reader = read_checkpoint(path)
     shapes = reader.get_variable_to_shape_map()
+    if ema and not any(name.endswith(AVERAGE) for name in shapes):
+        raise WeightsError(f"{path}: the file holds no moving averages (NAME{AVERAGE}). Leave out the option for them (ema, --ema).")
     report = ConversionReport(Path(path))
     values: list[tuple[Any, np.ndarray]] = []
     absent, misfits = [], []
@@ -103,11 +121,16 @@ def load_slim(model: keras.Model, path: str | Path, ema: bool = False) -> Conver
             misfits.append(f"{name} has shape {tuple(shapes[source])} in the file, {tuple(variable.shape)} in the network")
             continue
         try:
-            values.append((variable, reader.get_tensor(source)))
+            value = np.asarray(reader.get_tensor(source), dtype=np.float32)
         except Exception as error:
             raise WeightsError(
                 f"{path}: {source} cannot be read ({_first_line(error)}). The data file is damaged; fetch it again."
             ) from None
+        if not np.isfinite(value).all():
+            raise WeightsError(f"{path}: {source} has values that are not finite. The training that wrote the file had failed.")
+        if ema and source == name and "/moving_" not in name:
+            report.missing[name + AVERAGE] = "the variable itself was taken"
+        values.append((variable, value))
         report.used.append(source)
     if absent or misfits:
         problems = [*(f"{name} is not in the file" for name in absent), *misfits]
@@ -140,6 +163,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _convert(build: Any, path: str | Path, ema: bool = False) -> tuple[keras.Model, ConversionReport]:
+    # Before a network is built for nothing.
+    read_checkpoint(path)
     model = build(224, 224)
     return model, load_slim(model, path, ema)
 

@@ -140,7 +140,7 @@ class Shoes(ComposedDataset):
 
     name = "shoes"
     looked_for = f"{RELATIVE_FILE} (the layout of Shoes)"
-    specificity = 30
+    specificity = 29
     default_protocol = "shoes"
 
     def __init__(

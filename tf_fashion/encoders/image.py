@@ -27,6 +27,7 @@ from tf_fashion.encoders.slim import MOBILENET_TAPS, RESNET_TAPS, mobilenet_v1, 
 from tf_fashion.inputs.images import ImageSpec, scale_pixels
 from tf_fashion.layers import GeM
 from tf_fashion.layers.descriptors import DESCRIPTORS
+from tf_fashion.layers.normalization import batch_norm
 
 POOLINGS = ("avg", "max", "gem", "avg_max")
 BATCH_NORM_MODES = ("auto", "frozen", "train")
@@ -83,7 +84,7 @@ def _small_cnn(side: int, weights: str | None) -> keras.Model:
             if stage == 1 and part == "b":
                 continue
             x = keras.layers.Conv2D(width, 3, stride, padding="same", use_bias=False, name=f"stage{stage}{part}_conv")(x)
-            x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=f"stage{stage}{part}_norm")(x)
+            x = batch_norm(f"stage{stage}{part}_norm")(x)
             x = keras.layers.ReLU(name=f"stage{stage}{part}_relu")(x)
     return keras.Model(inputs, x, name="small_cnn")
 

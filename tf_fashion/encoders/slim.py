@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from tf_fashion.layers.normalization import batch_norm
+
 _DEPTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 # Base depth, units, stride of the last unit.
@@ -19,7 +21,7 @@ RESNET_TAPS = {"low": "block2_postnorm_relu", "mid": "block3_postnorm_relu", "hi
 
 
 def _norm(x: Any, name: str, momentum: float, epsilon: float) -> Any:
-    return keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, synchronized=True, name=name)(x)
+    return batch_norm(name, momentum, epsilon)(x)
 
 
 def mobilenet_v1(height: int | None, width: int | None, depth_multiplier: float = 1.0, momentum: float = 0.99) -> keras.Model:

@@ -48,6 +48,7 @@ def evaluate_model(
     model_path: str,
     data: str,
     images: str | None,
+    dataset_name: str,
     categories: tuple[str, ...] | None,
     split: str | None,
     protocol_name: str | None,
@@ -61,7 +62,7 @@ def evaluate_model(
     make_out_folder(target.parent)
     if target.is_dir():
         raise UsageError(f"--out {out}: expected the name of a JSON file, found a folder.")
-    dataset: ComposedDataset = open_composed(data, images, categories)
+    dataset: ComposedDataset = open_composed(data, images, categories, dataset_name)
     split = split or next((s for s in ("val", "test") if s in dataset.splits()), "val")
     names = [c for c in dataset.categories if split in dataset.splits(c)]
     if not names:

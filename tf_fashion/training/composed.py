@@ -214,6 +214,7 @@ class ComposedConfig:
     data: str
     out: str
     images: str | None = None
+    dataset: str = "auto"
     categories: tuple[str, ...] | None = None
     preset: str = "auto"
     composer: FromPreset = None
@@ -462,7 +463,7 @@ class ComposedRun:
         self.started = time.time()
         self._bad: list[BadImage] = []
         self.config = config.resolved()
-        self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories)
+        self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories, self.config.dataset)
         self.config = dataclasses.replace(
             self.config,
             split=self.config.split or next((s for s in ("val", "test") if s in self.dataset.splits()), "none"),

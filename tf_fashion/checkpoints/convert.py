@@ -1,0 +1,58 @@
+"""Published checkpoint -> weights file that `ImageEncoder` takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import keras
+
+from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import make_out_folder
+
+SUFFIX = ".weights.h5"
+
+
+def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = False) -> ConversionReport:
+    """Converts a checkpoint into a Keras weights file; an older file of that name is replaced, and only if all went well.
+
+    Args:
+        source: The checkpoint (see `checkpoints.tf_slim.read_checkpoint`).
+        to: Name of the network in `CONVERTERS`, which is also its name in `encoders.image.BACKBONES`.
+        out: Ends in `.weights.h5`.
+        ema: Takes moving averages of the weights instead of the weights.
+
+    Returns:
+        Which variables were used, left aside and missing.
+
+    Raises:
+        UsageError: unknown `to`, or `out` cannot be written or has another ending.
+        WeightsError: the checkpoint is unreadable or belongs to another network.
+        DataError: the disk is full.
+    """
+    convert = CONVERTERS.get(to)
+    out = Path(out)
+    if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
+        raise UsageError(f"--out {out}: expected a file name that ends in {SUFFIX}, as Keras wants it, such as {to}{SUFFIX}.")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: expected the name of a file, found a folder.")
+    network, report = convert(source, ema=ema)
+    make_out_folder(out.parent)
+    _save(network, out)
+    return report
+
+
+def _save(network: keras.Model, out: Path) -> None:
+    # Keras insists on the ending.
+    temporary = out.with_name(f".{out.name.removesuffix(SUFFIX)}.{os.getpid()}.tmp{SUFFIX}")
+    try:
+        network.save_weights(temporary)
+        os.replace(temporary, out)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise DataError(f"{out} could not be written: {error.strerror or error}. Free some space and run it again.") from error
+        raise
