@@ -25,27 +25,30 @@ def tap_shapes(network: keras.Model, taps: dict[str, str]) -> dict[str, tuple]:
 
 
 def test_mobilenet_has_the_published_maps_at_any_size() -> None:
-    wide = tap_shapes(mobilenet_v1(224, 224), MOBILENET_TAPS)
-    assert wide == {"low": (14, 14, 512), "mid": (14, 14, 512), "high": (7, 7, 1024)}
+    wide = mobilenet_v1(224, 224)
+    assert tap_shapes(wide, MOBILENET_TAPS) == {"low": (14, 14, 512), "mid": (14, 14, 512), "high": (7, 7, 1024)}
+    assert sum(int(np.prod(v.shape)) for v in wide.trainable_variables) == 3_206_976
     odd = mobilenet_v1(75, 83, 0.25)
     assert tap_shapes(odd, MOBILENET_TAPS) == {"low": (5, 6, 128), "mid": (5, 6, 128), "high": (3, 3, 256)}
-    assert mobilenet_v1(None, None, 0.125)(pictures(1, 33, 70, 3)).shape == (1, 2, 3, 128)
+    narrow = mobilenet_v1(None, None, 0.125)
+    assert narrow(pictures(1, 33, 70, 3)).shape == (1, 2, 3, 128)
     # Depths do not fall below 8.
-    assert odd.get_layer("Conv2d_0").output.shape[-1] == mobilenet_v1(32, 32, 0.01).get_layer("Conv2d_0").output.shape[-1] == 8
+    assert narrow.get_layer("Conv2d_0").output.shape[-1] == 8
 
 
-def test_mobilenet_has_the_published_number_of_weights() -> None:
-    assert sum(int(np.prod(v.shape)) for v in mobilenet_v1(64, 64).trainable_variables) == 3_206_976
+@pytest.fixture(scope="module")
+def resnet() -> keras.Model:
+    return resnet_v2_50(None, None)
 
 
-@pytest.mark.parametrize(
-    ("side", "maps"), [(256, ((16, 512), (8, 1024), (8, 2048))), (75, ((5, 512), (3, 1024), (3, 2048)))], ids=["256", "75"]
-)
-def test_resnet_has_the_published_maps(side: int, maps: tuple) -> None:
-    network = resnet_v2_50(side, side)
-    expected = {tap: (n, n, c) for tap, (n, c) in zip(RESNET_TAPS, maps, strict=True)}
-    assert tap_shapes(network, RESNET_TAPS) == expected
-    assert sum(int(np.prod(v.shape)) for v in network.trainable_variables) == 23_522_432
+def test_resnet_has_the_published_maps(resnet: keras.Model) -> None:
+    assert sum(int(np.prod(v.shape)) for v in resnet.trainable_variables) == 23_522_432
+    cut = keras.Model(resnet.input, {tap: resnet.get_layer(layer).output for tap, layer in RESNET_TAPS.items()})
+    for height, width, sides in ((64, 96, ((4, 6), (2, 3), (2, 3))), (75, 83, ((5, 6), (3, 3), (3, 3)))):
+        found = {tap: tuple(value.shape) for tap, value in cut(pictures(1, height, width, 3)).items()}
+        assert found == {
+            tap: (1, *side, n) for (tap, n), side in zip({"low": 512, "mid": 1024, "high": 2048}.items(), sides, strict=True)
+        }
 
 
 @pytest.mark.parametrize("side", [8, 9])
@@ -64,17 +67,15 @@ def test_same_padding_at_stride_two_puts_the_odd_pixel_below_and_right(side: int
     np.testing.assert_allclose(ours, naive, rtol=1e-4, atol=1e-5)
 
 
-def test_resnet_pads_its_strided_convolutions_on_both_sides_and_pools_at_the_end() -> None:
-    network = resnet_v2_50(33, 33)
-    assert network.get_layer("conv1_conv").output.shape[1:3] == (17, 17)
-    conv1, pool = network.get_layer("conv1_pad"), network.get_layer("pool1")
+def test_resnet_pads_its_strided_convolutions_on_both_sides_and_pools_at_the_end(resnet: keras.Model) -> None:
+    conv1, pool = resnet.get_layer("conv1_pad"), resnet.get_layer("pool1")
     assert conv1.padding == ((3, 3), (3, 3))
     x = -np.ones((1, 4, 4, 64), "float32") - np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
     # The windows begin at pixels 0 and 2, and what is outside is never the maximum.
     np.testing.assert_array_equal(np.asarray(pool(x))[0, ..., 0], x[0, ::2, ::2, 0])
     for block, unit, stride in ((1, 3, 2), (2, 4, 2), (3, 6, 2), (4, 3, 1)):
-        assert network.get_layer(f"block{block}_unit_{unit}_conv2_conv").strides == (stride, stride)
-        assert network.get_layer(f"block{block}_unit_1_conv2_conv").strides == (1, 1)
+        assert resnet.get_layer(f"block{block}_unit_{unit}_conv2_conv").strides == (stride, stride)
+        assert resnet.get_layer(f"block{block}_unit_1_conv2_conv").strides == (1, 1)
 
 
 def test_a_saved_encoder_gives_equal_features(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import keras
@@ -54,5 +55,8 @@ def _save(network: keras.Model, out: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise DataError(f"{out} could not be written: {error.strerror or error}. Free some space and run it again.") from error
+            # HDF5 tells its whole state; the system's own words are somewhere inside.
+            told = re.search(r"error message = '([^']*)'", str(error))
+            reason = told[1] if told else error.strerror or type(error).__name__
+            raise DataError(f"{out} could not be written: {reason}. Free some space and run the same command again.") from error
         raise
