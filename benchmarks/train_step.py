@@ -1,18 +1,22 @@
-"""Training step of `ComposedRetriever`: CPU-seconds per step and triplets per CPU-second, measured in one run.
+"""Training step of `ComposedRetriever`: CPU-seconds per step and images per CPU-second, measured in one run.
 
 python benchmarks/train_step.py
 python benchmarks/train_step.py --composer concat --steps 20
+python benchmarks/train_step.py --val            VAL at full size: 224 px, batch 8, 5,000 words, sentences of 12
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
+from typing import Any
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--composer", default="tirg")
+    parser.add_argument("--val", action="store_true", help="VAL with its two published backbones instead")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two of warm-up")
     arguments = parser.parse_args()
 
@@ -23,41 +27,74 @@ def main() -> None:
     import numpy as np
     import tensorflow as tf
 
+    from tf_fashion.reports.tables import format_table
+
+    random = np.random.default_rng(0)
+    rows = []
+    for name, build, batch, words in VAL_CASES if arguments.val else CASES:
+        keras.backend.clear_session()
+        model = build(arguments.composer)
+        encoder = model.image_encoder
+        cached = not encoder.trainable
+        kind, shape = ("features", encoder.feature_shape) if cached else ("image", (encoder.image_size, encoder.image_size, 3))
+        inputs = {f"{role}_{kind}": random.uniform(0, 255, (batch, *shape)).astype("float32") for role in ("reference", "target")}
+        inputs["text"] = random.integers(1, 1000, (batch, words)).astype("int32")
+        data = tf.data.Dataset.from_tensors((inputs, tf.range(batch))).repeat()
+        model.fit(data, steps_per_epoch=2, epochs=1, verbose=0, shuffle=False)
+        start, clock = time.process_time(), time.perf_counter()
+        model.fit(data, steps_per_epoch=arguments.steps, epochs=1, verbose=0, shuffle=False)
+        spent, wall = ((now - then) / arguments.steps for now, then in ((time.process_time(), start), (time.perf_counter(), clock)))
+        rows.append([name, spent, wall, 2 * batch / spent])
+    print(format_table(["step", "CPU-s per step", "s per step", "images per CPU-s"], rows, style="markdown", digits=3))
+
+
+def small_model(backbone: str, size: int, text: str, dim: int, cached: bool, composer: str) -> Any:
+    """A model as the presets `frozen` and `scratch` make it."""
     from tf_fashion.encoders.image import ImageEncoder
     from tf_fashion.encoders.text import TEXT_ENCODERS
     from tf_fashion.models import ComposedRetriever
-    from tf_fashion.reports.tables import format_table
     from tf_fashion.training.optimizers import GroupedAdamW
 
-    random = np.random.default_rng(0)
-    cases = [
-        ("cached features 2971-d, swem, batch 128", "mobilenet_v2", 224, "swem", 128, True, 512),
-        ("cached features 2971-d, gru 256, batch 128", "mobilenet_v2", 224, "gru", 128, True, 512),
-        ("small_cnn 64 px, swem, batch 64", "small_cnn", 64, "swem", 64, False, 256),
-        ("mobilenet_v2 96 px trained along, swem, batch 32", "mobilenet_v2", 96, "swem", 32, False, 512),
-    ]
-    rows = []
-    for name, backbone, size, text, batch, cached, dim in cases:
-        keras.backend.clear_session()
-        taps = ("stage5", "stage4", "stage3", "stage2", "stage1") if cached else ("stage5",)
-        encoder = ImageEncoder(backbone, image_size=size, taps=taps, descriptors=("colour", "shape") if cached else ())
-        encoder.trainable = not cached
-        units = {"units": 256} if text == "gru" else {}
-        words = TEXT_ENCODERS.get(text)(vocabulary_size=1000, dim=dim, embedding_dim=256, **units)
-        model = ComposedRetriever(encoder, words, arguments.composer, dim=dim, feature_norm=True)
-        model.compile(GroupedAdamW(1e-3))
-        kind, shape = ("features", (batch, encoder.feature_dim)) if cached else ("image", (batch, size, size, 3))
-        inputs = {f"{role}_{kind}": random.uniform(0, 1, shape).astype("float32") for role in ("reference", "target")}
-        inputs["text"] = random.integers(1, 1000, (batch, 24)).astype("int32")
-        data = tf.data.Dataset.from_tensors((inputs, tf.range(batch))).repeat()
-        model.fit(data, steps_per_epoch=2, epochs=1, verbose=0, shuffle=False)
-        start = time.process_time()
-        model.fit(data, steps_per_epoch=arguments.steps, epochs=1, verbose=0, shuffle=False)
-        spent = (time.process_time() - start) / arguments.steps
-        rows.append([name, spent, batch / spent, batch / spent])
-    for row in rows:
-        row[3] /= rows[0][2]
-    print(format_table(["step", "CPU-s per step", "triplets per CPU-s", "ratio"], rows, style="markdown", digits=3))
+    taps = ("stage5", "stage4", "stage3", "stage2", "stage1") if cached else ("stage5",)
+    encoder = ImageEncoder(backbone, image_size=size, taps=taps, descriptors=("colour", "shape") if cached else ())
+    encoder.trainable = not cached
+    units = {"units": 256} if text == "gru" else {}
+    words = TEXT_ENCODERS.get(text)(vocabulary_size=1000, dim=dim, embedding_dim=256, **units)
+    model = ComposedRetriever(encoder, words, composer, dim=dim, feature_norm=True)
+    model.compile(GroupedAdamW(1e-3))
+    return model
+
+
+def val_model(backbone: str, composer: str) -> Any:
+    """VAL as the presets `val_fashion200k` and `val_fashion_iq` make it, at 224 px."""
+    from tf_fashion.composers import COMPOSERS
+    from tf_fashion.encoders.image import ImageEncoder
+    from tf_fashion.encoders.text import TEXT_ENCODERS
+    from tf_fashion.losses import LOSSES
+    from tf_fashion.models import ComposedRetriever
+    from tf_fashion.training.composed import PRESETS
+    from tf_fashion.training.optimizers import TFAdam
+
+    preset = PRESETS["val_fashion200k" if "mobilenet" in backbone else "val_fashion_iq"]
+    encoder = ImageEncoder(backbone, 224, preset["taps"], pooling=None, batch_norm_momentum=preset["norm_momentum"])
+    words = TEXT_ENCODERS.get("lstm")(5000, dim=512, embedding_dim=300, units=1024, output_dropout=0.1, **preset["text_options"])
+    val = COMPOSERS.get("val")(**preset["composer_options"])
+    model = ComposedRetriever(encoder, words, val, dim=512, projection="none", l2_penalty=preset["l2_penalty"])
+    loss = LOSSES.get("bidirectional_matching")(**preset["loss_options"])
+    model.compile(TFAdam(2e-4, epsilon=1e-8, use_ema=True, ema_momentum=preset["ema"]), loss)
+    return model
+
+
+CASES = [
+    ("cached features 2971-d, swem, batch 128", partial(small_model, "mobilenet_v2", 224, "swem", 512, True), 128, 24),
+    ("cached features 2971-d, gru 256, batch 128", partial(small_model, "mobilenet_v2", 224, "gru", 512, True), 128, 24),
+    ("small_cnn 64 px, swem, batch 64", partial(small_model, "small_cnn", 64, "swem", 256, False), 64, 24),
+    ("mobilenet_v2 96 px trained along, swem, batch 32", partial(small_model, "mobilenet_v2", 96, "swem", 512, False), 32, 24),
+]
+VAL_CASES = [
+    ("VAL, MobileNet v1, 224 px, batch 8", partial(val_model, "slim_mobilenet_v1"), 8, 12),
+    ("VAL, ResNet v2 50, 224 px, batch 8", partial(val_model, "slim_resnet_v2_50"), 8, 12),
+]
 
 
 if __name__ == "__main__":

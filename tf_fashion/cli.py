@@ -227,6 +227,20 @@ def build_parser() -> argparse.ArgumentParser:
     draw.add_argument("--seed", type=int, default=0)
     draw.set_defaults(run=_data_draw)
 
+    prepare = _parser(
+        data,
+        "prepare",
+        "write the intermediate files that the released VAL programs read",
+        "Writes caption pairs, tags and ground-truth matrices of FashionIQ, Shoes or Fashion200k as the original's generators do,\n"
+        "byte for byte. tf-fashion itself reads the annotations directly and needs none of them.",
+    )
+    prepare.add_argument("folder", metavar="DIR")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="takes the place of the original's folder datasets/")
+    prepare.add_argument("--images", metavar="DIR", help="folder of the pictures, if they are not in DIR's own place")
+    prepare.add_argument("--dataset", default="auto", help="fashion_iq, shoes or fashion200k; auto looks at the files")
+    prepare.add_argument("--prefix", default="datasets/", help="what stands before the paths of Shoes")
+    prepare.set_defaults(run=_data_prepare)
+
     train = _parser(verbs, "train", "train a model", "Train a model.").add_subparsers(dest="what", metavar="WHAT", required=True)
     composed = _parser(
         train,
@@ -351,6 +365,17 @@ def _data_draw(args: argparse.Namespace) -> int:
 
     root = draw_wardrobe(args.folder, items=args.items, seed=args.seed, size=args.size)
     print(f"The wardrobe is in {root}. Look at it with: tf-fashion data check {root}")
+    return 0
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    from tf_fashion.core.files import make_out_folder
+    from tf_fashion.datasets import open_composed
+    from tf_fashion.datasets.val_files import prepare
+
+    dataset = open_composed(args.folder, args.images, name=args.dataset)
+    out = make_out_folder(args.out)
+    print("\n".join([*prepare(dataset, out, args.prefix), f"The files are in {out}."]))
     return 0
 
 

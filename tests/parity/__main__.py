@@ -22,6 +22,7 @@ def main() -> int:
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     from tests.parity.harness import run_folder
 
     fixtures = run_folder(args.folder, args.only)

@@ -103,6 +103,16 @@ def read_rows(path: Path, keys: Sequence[str], on_problem: OnProblem = raise_err
     return rows
 
 
+def read_descriptions(root: Path, split: str) -> list[tuple[str, str]]:
+    """Image id and text of every description of a split, in the order of its names; empty if there are none."""
+    if not (root / CAPTION_FILE).is_file():
+        return []
+    texts: dict[str, list[str]] = {}
+    for row in read_rows(root / CAPTION_FILE, ("ImageName", "Caption")):
+        texts.setdefault(row["ImageName"], []).append(row["Caption"])
+    return [(name, text) for name in read_names(root / NAME_FILES[split]) for text in texts.get(name, ())]
+
+
 def pairs_of(records: Sequence[Mapping[str, str]], names: Sequence[str], duplicate_by_endpoint: bool = False) -> list[int]:
     """Numbers of the records that belong to a split: for each name in order, those that have it as target or reference.
 
@@ -174,19 +184,15 @@ class Shoes(ComposedDataset):
         return _read_split(self.root, split, self.duplicate_by_endpoint, raise_errors)
 
     def attribute_texts(self, split: str) -> dict[str, str]:
-        path = self.root / CAPTION_FILE
-        if not path.is_file():
-            return {}
-        names = set(read_names(self.root / NAME_FILES[split]))
         texts: dict[str, str] = {}
-        for row in read_rows(path, ("ImageName", "Caption")):
-            if row["ImageName"] in names and row["Caption"].strip():
-                texts.setdefault(row["ImageName"], row["Caption"].strip())
+        for image_id, text in read_descriptions(self.root, split):
+            if text.strip():
+                texts.setdefault(image_id, text.strip())
         return texts
 
     def vocabulary_texts(self) -> list[str]:
         """The descriptions of "train", then its relative captions."""
-        return [*self.attribute_texts("train").values(), *super().vocabulary_texts()]
+        return [*(text for _, text in read_descriptions(self.root, "train")), *super().vocabulary_texts()]
 
     @property
     def images_root(self) -> Path:

@@ -67,6 +67,18 @@ def results_table(metrics: Mapping[str, Any], style: Style = "text", digits: int
     return f"{table}\n{_under(metrics, style)}"
 
 
+def val_log(folder: str, recalls: Mapping[int, float], category: str = "") -> str:
+    """The two lines that the released VAL appends to `results/results_DATASET.log`.
+
+    Args:
+        folder: The folder of the features, which it names first.
+        recalls: {K: percent}.
+        category: Its `subset`; empty for the whole dataset.
+    """
+    values = ", ".join(f"R@{k} = {value:.2f}" for k, value in recalls.items())
+    return f"{folder}\nimage retrieval: {category + ' ' if category else ''}recall: {values} \n"
+
+
 def comparison_table(
     metrics: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, style: Style = "text", digits: int = 2
 ) -> str:

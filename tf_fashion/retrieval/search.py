@@ -183,6 +183,13 @@ def score_matrix(
     return scores
 
 
+def squared_distances(queries: Any, gallery: Any, *, chunk: int = GALLERY_BLOCK) -> np.ndarray:
+    """All squared Euclidean distances (Q, N) float32, computed in double precision; never negative."""
+    products = score_matrix(queries, gallery, chunk=chunk, precision="float64").astype(np.float64)
+    lengths = [np.square(np.asarray(rows, np.float64)).sum(axis=1) for rows in (queries, gallery)]
+    return np.maximum(lengths[0][:, None] + lengths[1][None, :] - 2.0 * products, 0.0).astype(np.float32)
+
+
 def top_k_of_scores(scores: Any, k: int, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Like `top_k`, from a score matrix (Q, N) that already exists (a fused ensemble, say); dtype of the scores is kept."""
     matrix = _checked_scores(scores)
