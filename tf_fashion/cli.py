@@ -218,10 +218,11 @@ def build_parser() -> argparse.ArgumentParser:
         data,
         "draw",
         "draw a wardrobe: a dataset made on the spot, without downloads",
-        "Draws pictures of garments and writes truthful modification sentences, in FashionIQ's layout. The same arguments give the\n"
-        "same files. An interrupted drawing is continued by the same command.",
+        "Draws pictures of garments and writes truthful modification sentences, in FashionIQ's layout or another. The same\n"
+        "arguments give the same files. An interrupted drawing is continued by the same command.",
     )
     draw.add_argument("folder", metavar="DIR")
+    draw.add_argument("--layout", default="fashion_iq", help="of the files beside the pictures: fashion_iq, fashion200k or shoes")
     draw.add_argument("--items", type=int, default=3600, help="pictures over all categories and splits")
     draw.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
     draw.add_argument("--seed", type=int, default=0)
@@ -363,7 +364,7 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_draw(args: argparse.Namespace) -> int:
     from tf_fashion.datasets.wardrobe import draw_wardrobe
 
-    root = draw_wardrobe(args.folder, items=args.items, seed=args.seed, size=args.size)
+    root = draw_wardrobe(args.folder, items=args.items, seed=args.seed, size=args.size, layout=args.layout)
     print(f"The wardrobe is in {root}. Look at it with: tf-fashion data check {root}")
     return 0
 

@@ -11,6 +11,7 @@ from tests.inputs.pictures import bomb, encode, photo
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.inputs.images import (
     ImageSpec,
+    _decode,
     bars_geometry,
     decode_image,
     explain_bytes,
@@ -25,6 +26,7 @@ from tf_fashion.inputs.images import (
 )
 
 SPEC = ImageSpec(32, scaling="raw")
+SPEC_CROP = ImageSpec(32, "crop", scaling="raw")
 BYTES = tf.TensorSpec((), tf.string)
 PIXELS = tf.TensorSpec((None, None, 3), tf.uint8)
 decoded = tf.function(lambda contents: decode_image(contents, SPEC), input_signature=[BYTES])
@@ -230,6 +232,28 @@ def test_resizing_equals_pillow(mode, kind):
         np.testing.assert_allclose(run(array), expected, atol=0 if kind == "nearest" else 1)
 
 
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_crop_of_a_strip_equals_pillow(kind):
+    run = tf.function(lambda image: resize_image(image, ImageSpec(48, "crop", kind)), input_signature=[PIXELS])
+    rng = np.random.default_rng(0)
+    for height, width in [(9, 1300), (1700, 13), (30, 2656)]:
+        array = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        short = min(height, width)
+        full_w, full_h = 48 * width // short, 48 * height // short
+        filter_ = Image.Resampling[kind.upper()]
+        expected = Image.fromarray(array).resize((full_w, height), filter_).resize((full_w, full_h), filter_)
+        left, top = round((full_w - 48) / 2), round((full_h - 48) / 2)
+        np.testing.assert_allclose(run(array), np.asarray(expected.crop((left, top, left + 48, top + 48))).astype(float), atol=1.001)
+
+
+@pytest.mark.parametrize("kind", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("mode", ["squash", "crop", "square_pad"])
+def test_a_picture_of_the_right_size_stays_as_it_is(mode, kind):
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for antialias in (True, False):
+        np.testing.assert_array_equal(resize_image(array, ImageSpec(32, mode, kind, antialias=antialias)), array)
+
+
 def test_padding_mirrors_and_geometry_agrees():
     spec = ImageSpec(40, "pad", "nearest", scaling="raw")
     run = tf.function(lambda image: resize_image(image, spec), input_signature=[PIXELS])
@@ -275,3 +299,106 @@ def test_fast_decode_is_close():
     contents = encode(photo(1200, 900), "JPEG", quality=95)
     fast, exact = (load_image(contents, ImageSpec(64, scaling="raw", fast_decode=flag)).numpy() for flag in (True, False))
     assert 0 < np.abs(fast - exact).mean() < 3
+
+
+def in_two_steps(spec):
+    return tf.function(lambda contents: preprocess(decode_image(contents, spec), spec), input_signature=[BYTES])
+
+
+def in_part(spec):
+    return tf.function(lambda contents: load(contents, spec), input_signature=[BYTES])
+
+
+def random_jpeg(rng):
+    if rng.random() < 0.25:
+        sides = int(rng.integers(1, 40)), int(rng.integers(500, 3000))
+    else:
+        sides = tuple(int(2 ** rng.uniform(0, 9.5)) for _ in range(2))
+    height, width = sides if rng.random() < 0.5 else sides[::-1]
+    smooth = rng.random() < 0.5
+    noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    picture = photo(height, width, int(rng.integers(1000))) if smooth else noise
+    options: dict = {"quality": int(rng.integers(30, 98)), "subsampling": int(rng.integers(3))}
+    mode = rng.choice(["RGB", "RGB", "RGB", "L", "CMYK"])
+    if mode != "RGB":
+        del options["subsampling"]
+    if rng.random() < 0.3:
+        options["restart_marker_blocks"] = int(rng.integers(1, 9))
+    if rng.random() < 0.3:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = int(rng.integers(1, 9))
+    return encode(picture.convert(mode), "JPEG", **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "options"),
+    [
+        (48, "bilinear", {}),
+        (16, "bilinear", {"antialias": False}),
+        (48, "nearest", {}),
+        (16, "bicubic", {}),
+        (16, "bilinear", {"fast_decode": True}),
+    ],
+)
+def test_decoding_in_part_changes_nothing(size, kind, options):
+    spec = ImageSpec(size, "crop", kind, scaling="raw", **options)
+    fused, plain = in_part(spec), in_two_steps(spec)
+    rng = np.random.default_rng(size + len(kind))
+    for _ in range(50):
+        contents = random_jpeg(rng)
+        np.testing.assert_array_equal(fused(contents), plain(contents))
+
+
+def test_decoding_in_part_saves_pixels():
+    count = tf.function(lambda contents: tf.size(_decode(contents, SPEC_CROP, cut=True)[0]) // 3, input_signature=[BYTES])
+    for height, width in [(400, 100), (100, 400), (900, 600)]:
+        picture, exif = photo(height, width), Image.Exif()
+        exif[0x0112] = 1
+        assert int(count(encode(picture, "JPEG"))) < 0.8 * height * width
+        assert int(count(encode(picture, "JPEG", exif=exif))) < 0.8 * height * width
+        exif[0x0112] = 6
+        assert int(count(encode(picture, "JPEG", exif=exif))) == height * width
+    # Several scans, and rows below the part: it would go unnoticed if one were cut short.
+    assert int(count(encode(photo(400, 100), "JPEG", progressive=True))) == 400 * 100
+    assert int(count(encode(photo(100, 110), "JPEG"))) == 100 * 110
+
+
+@pytest.fixture(scope="module")
+def fused_and_whole():
+    return in_part(SPEC_CROP), in_two_steps(SPEC_CROP)
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 100), (100, 400)])
+def test_decoding_in_part_refuses_the_same_files(height, width, fused_and_whole):
+    rng = np.random.default_rng(height)
+    good = encode(photo(height, width), "JPEG")
+    scan = good.index(b"\xff\xda") + 14
+
+    def spoilt(number):
+        at, kind = int(rng.integers(scan, len(good) - 4)), number % 5
+        if kind == 0:
+            return good[:at]
+        if kind == 1:
+            return good[:at] + b"\xff\xd9"
+        if kind == 2:
+            return good[:at] + bytes([0xFF, rng.integers(256)]) + good[at + 2 :]
+        if kind == 3:
+            return good[:at] + good
+        return good[:at] + rng.bytes(4) + good[at + 4 :]
+
+    files = [good[:-1], good[:-2], good[:-10], good[: len(good) * 3 // 4], good + b"rest", *map(spoilt, range(200))]
+
+    def result(function, contents):
+        try:
+            return function(contents).numpy()
+        except tf.errors.InvalidArgumentError:
+            return None
+
+    found = []
+    for contents in files:
+        fused, plain = (result(function, contents) for function in fused_and_whole)
+        assert (plain is None) == (fused is None)
+        if plain is not None:
+            np.testing.assert_array_equal(fused, plain)
+        found.append(plain is not None)
+    assert found[:5] == [False] * 4 + [True] and 40 < sum(found) < 180

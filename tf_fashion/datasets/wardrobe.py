@@ -1,4 +1,4 @@
-"""The drawn wardrobe: an offline data set of garment pictures and true modification sentences, in FashionIQ's layout.
+"""The drawn wardrobe: an offline data set of garment pictures and true modification sentences, in FashionIQ's layout or another.
 
     root/
       images/{id}.jpg
@@ -9,17 +9,17 @@
       descriptions.json                             id -> one full sentence
       wardrobe.json                                 version, arguments and counts; written last
 
+The layouts of Fashion200k and Shoes have their own files in place of those between images and wardrobe.json (see `fashion200k.py`
+and `shoes.py`).
+
 The tree depends on the arguments alone: the same bytes whatever the number of processes, drawn in one go or continued.
 """
 
 from __future__ import annotations
 
-import collections
-import csv
 import errno
 import io
 import itertools
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -32,11 +32,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import atomic_write, read_json, write_json
-from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, line_pairs, split_counts, wardrobe_lines
+from tf_fashion.core.files import read_json, write_json
+from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, split_counts
 from tf_fashion.datasets.wardrobe_drawing import Pose, draw_garment, draw_item, lay_on, studio
-from tf_fashion.datasets.wardrobe_garments import ATTRIBUTE_NAMES, CATEGORIES, Attributes, Identity
-from tf_fashion.datasets.wardrobe_sentences import description, modification_sentences, tags
+from tf_fashion.datasets.wardrobe_garments import CATEGORIES, Attributes, Identity
+from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, lines_of
 
 __all__ = [
     "CATEGORIES",
@@ -78,7 +78,7 @@ def wardrobe_items(
         UsageError: as in `draw_wardrobe`.
     """
     arguments = _arguments(items, seed, 128, categories, splits)
-    for line in _lines(arguments):
+    for line in lines_of(arguments):
         yield from line
 
 
@@ -92,10 +92,11 @@ def draw_wardrobe(
     items: int = 3600,
     seed: int = 0,
     size: int = 128,
-    categories: Sequence[str] = CATEGORIES,
-    splits: Sequence[str] = SPLITS,
+    categories: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
+    layout: str = "fashion_iq",
 ) -> Path:
     """Draws a wardrobe into a folder, or returns at once where the same one is complete.
 
@@ -107,10 +108,13 @@ def draw_wardrobe(
         items: Number of pictures over all categories and splits.
         seed: Non-negative; another seed gives other garments.
         size: Width and height of the pictures in pixels, 32 to 2048.
-        categories: Some of "dress", "top", "bottom", "shoes". Their order does not matter.
-        splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them.
+        categories: Some of "dress", "top", "bottom", "shoes"; default all, or "shoes" in the layout of that name. Their order does
+            not matter.
+        splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them. The
+            layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val".
         progress: Whether to show a progress bar.
         workers: Processes that draw; None takes one per available core, 1 draws in this process.
+        layout: "fashion_iq", "fashion200k" or "shoes".
 
     Returns:
         The folder.
@@ -119,16 +123,23 @@ def draw_wardrobe(
         UsageError: an argument out of range, or a folder that holds something else; the message says what.
         DataError: the disk is full, or `wardrobe.json` is damaged.
     """
-    arguments = _arguments(items, seed, size, categories, splits)
+    if layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {layout!r} of the drawn wardrobe. Known: {', '.join(LAYOUTS)}.")
+    if layout != "fashion_iq" and splits is not None:
+        raise UsageError(f"The layout {layout!r} always has train and test; leave out splits.")
+    default_splits = SPLITS if layout == "fashion_iq" else tuple(SPLIT_NAMES)
+    default_categories = ("shoes",) if layout == "shoes" else CATEGORIES
+    arguments = _arguments(items, seed, size, categories or default_categories, splits or default_splits)
+    if layout != "fashion_iq":
+        arguments["layout"] = layout
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UsageError(f"Expected workers to be a whole number of at least 1 or None, found {workers!r}.")
     root = Path(root)
     if _is_complete(root, arguments):
         return root
     try:
-        for folder in ("images", "captions", "image_splits", "image_tag_dataset/tags"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        counts = _write_texts(root, arguments)
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        counts = LAYOUTS[arguments.get("layout", "fashion_iq")](root, arguments)
         _write_pictures(root, arguments, progress, workers)
         write_json(root / MANIFEST, {"format": FORMAT, "version": VERSION, "arguments": arguments, "counts": counts})
         (root / UNFINISHED).unlink(missing_ok=True)
@@ -175,10 +186,6 @@ def _arguments(items: int, seed: int, size: int, categories: Sequence[str], spli
     return arguments
 
 
-def _lines(arguments: dict[str, Any]) -> Iterator[list[Item]]:
-    return wardrobe_lines(arguments["items"], arguments["seed"], tuple(arguments["categories"]), tuple(arguments["splits"]))
-
-
 def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
     """Whether the folder holds the whole wardrobe; claims an empty or missing folder for this one.
 
@@ -214,40 +221,6 @@ def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
     return False
 
 
-def _write_texts(root: Path, arguments: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
-    """Writes everything but the pictures. Returns category -> split -> numbers of images and pairs."""
-    seed = arguments["seed"]
-    counts: dict[str, dict[str, dict[str, int]]] = collections.defaultdict(dict)
-    with atomic_write(root / "attributes.csv") as table_file, atomic_write(root / "descriptions.json") as text_file:
-        table = csv.writer(table_file, lineterminator="\n")
-        table.writerow(["id", "category", "split", "design", *ATTRIBUTE_NAMES])
-        glue = "{\n"
-        groups = itertools.groupby(_lines(arguments), key=lambda line: (line[0].category, line[0].split))
-        for (category, split), lines in groups:
-            gallery: list[str] = []
-            words: dict[str, list[list[str]]] = {}
-            captions: list[dict[str, Any]] = []
-            for line in lines:
-                for item in line:
-                    gallery.append(item.id)
-                    words[item.id] = tags(item.attributes)
-                    table.writerow([item.id, category, split, item.design, *(item.attributes[name] for name in ATTRIBUTE_NAMES)])
-                    text_file.write(f"{glue}  {json.dumps(item.id)}: {json.dumps(description(item.attributes))}")
-                    glue = ",\n"
-                for pair in line_pairs(line, seed):
-                    rng = generator(seed, category, split, "words", pair.target.number, pair.reference.number)
-                    entry: dict[str, Any] = {} if split == "test" else {"target": pair.target.id}
-                    entry["candidate"] = pair.reference.id
-                    entry["captions"] = list(modification_sentences(pair.reference.attributes, pair.target.attributes, rng))
-                    captions.append(entry)
-            write_json(root / f"captions/cap.{category}.{split}.json", captions)
-            write_json(root / f"image_splits/split.{category}.{split}.json", gallery)
-            write_json(root / f"image_tag_dataset/tags/asin2attr.{category}.{split}.json", words)
-            counts[category][split] = {"images": len(gallery), "pairs": len(captions)}
-        text_file.write("\n}\n")
-    return dict(counts)
-
-
 def _draw_batch(folder: str, seed: int, size: int, batch: list[Item]) -> int:
     """Draws and writes some pictures; each appears under its name only when it is whole."""
     for item in batch:
@@ -267,7 +240,7 @@ def _draw_batch(folder: str, seed: int, size: int, batch: list[Item]) -> int:
 
 
 def _missing_batches(folder: Path, arguments: dict[str, Any]) -> Iterator[list[Item]]:
-    missing = (item for line in _lines(arguments) for item in line if not (folder / f"{item.id}.jpg").is_file())
+    missing = (item for line in lines_of(arguments) for item in line if not (folder / f"{item.id}.jpg").is_file())
     while batch := list(itertools.islice(missing, BATCH)):
         yield batch
 

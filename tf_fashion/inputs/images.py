@@ -47,8 +47,9 @@ _MAGIC = [
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 # Pixels to either side that a filter looks at, at scale 1.
 _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2}
-# A JPEG is decoded in part where the part is at most this fraction of the picture; above, looking for damage costs what it saves.
-_WORTH_CUTTING = 0.85
+# A JPEG is decoded in part where that is at most this fraction of the picture: of wide ones, and of those with rows below the
+# part, where looking for damage costs something. Above, partial decoding saves nothing.
+_WORTH_CUTTING = (0.85, 0.8)
 _STATISTICS = {
     "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -185,36 +186,25 @@ def _bars(height: tf.Tensor, width: tf.Tensor, spec: ImageSpec) -> tuple[tf.Tens
     return tf.where(needed, left, zero), tf.where(needed, top, zero)
 
 
-def _crop_geometry(height: tf.Tensor, width: tf.Tensor, size: int) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Full size and corner (top, left) of the `crop` mode, int32."""
-    short = tf.minimum(height, width)
-    full_h = tf.cast(tf.cast(size, tf.int64) * tf.cast(height, tf.int64) // tf.cast(short, tf.int64), tf.int32)
-    full_w = tf.cast(tf.cast(size, tf.int64) * tf.cast(width, tf.int64) // tf.cast(short, tf.int64), tf.int32)
+def _crop_geometry(lengths: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Full size and corner of the `crop` mode for pictures of `lengths`; all int32 (2,), vertical first."""
+    wide = tf.cast(lengths, tf.int64)
+    full = tf.cast(size * wide // tf.reduce_min(wide), tf.int32)
     # tf.round goes to the even neighbour at halves, as Python's round in torchvision's centre crop.
-    top = tf.cast(tf.round(tf.cast(full_h - size, tf.float32) / 2), tf.int32)
-    left = tf.cast(tf.round(tf.cast(full_w - size, tf.float32) / 2), tf.int32)
-    return (full_h, full_w), (top, left)
+    return full, tf.cast(tf.round(tf.cast(full - size, tf.float32) / 2), tf.int32)
 
 
-def _needed(length: tf.Tensor, full: tf.Tensor, first: tf.Tensor, count: int, spec: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    """First and number of those of `length` pixels on which pixels first..first+count-1 of `full` depend, int32.
+def _centre_part(lengths: tf.Tensor, spec: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """First row and column, and numbers of rows and columns, that the `crop` mode needs of a picture of `lengths`; int32 (2,).
 
     Two more than the filter reaches are kept on either side: in a JPEG decoded in part, the outermost column has other colours.
     """
-    ratio = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
+    full, corner = _crop_geometry(lengths, spec.size)
+    ratio = tf.cast(lengths, tf.float64) / tf.cast(full, tf.float64)
     reach = _REACH[spec.interpolation] * tf.maximum(ratio, 1.0) + 2.0
-    start = tf.floor(tf.cast(first, tf.float64) * ratio - reach)
-    stop = tf.math.ceil(tf.cast(first + count, tf.float64) * ratio + reach)
-    start = tf.maximum(tf.cast(start, tf.int32), 0)
-    return start, tf.minimum(tf.cast(stop, tf.int32), length) - start
-
-
-def _centre_part(height: tf.Tensor, width: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
-    """What the `crop` mode needs of a picture: top, left, height, width, int32 (4,)."""
-    full, corner = _crop_geometry(height, width, spec.size)
-    top, rows = _needed(height, full[0], corner[0], spec.size, spec)
-    left, columns = _needed(width, full[1], corner[1], spec.size, spec)
-    return tf.stack([top, left, rows, columns])
+    start = tf.maximum(tf.cast(tf.floor(tf.cast(corner, tf.float64) * ratio - reach), tf.int32), 0)
+    stop = tf.cast(tf.math.ceil(tf.cast(corner + spec.size, tf.float64) * ratio + reach), tf.int32)
+    return start, tf.minimum(stop, lengths) - start
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
@@ -369,16 +359,19 @@ def _decode_jpeg(contents: tf.Tensor, height: tf.Tensor, width: tf.Tensor, spec:
     if not cut:
         return fully()
     ratio = tf.gather(ratios, step)
-    height, width = (height + ratio - 1) // ratio, (width + ratio - 1) // ratio
-    part = _centre_part(height, width, spec)
+    lengths = (tf.stack([height, width]) + ratio - 1) // ratio
+    start, number = _centre_part(lengths, spec)
 
     def partly() -> tuple[tf.Tensor, tf.Tensor]:
-        image = reduced(lambda ratio: tf.io.decode_and_crop_jpeg(contents, part, ratio=ratio, **accurate))
-        return image, tf.stack([part[0], part[1], height, width])
+        window = tf.concat([start, number], axis=0)
+        image = reduced(lambda ratio: tf.io.decode_and_crop_jpeg(contents, window, ratio=ratio, **accurate))
+        return image, tf.concat([start, lengths], axis=0)
 
-    most = _WORTH_CUTTING * tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
-    worth = (orientation == 1) & (tf.cast(part[2], tf.float32) * tf.cast(part[3], tf.float32) <= most)
-    possible = tf.cond(worth, lambda: _undamaged(contents), lambda: tf.constant(False))
+    share = tf.reduce_prod(tf.cast(number, tf.float32) / tf.cast(lengths, tf.float32))
+    # Where the part has the last row, libjpeg reads everything in any case.
+    through = start[0] + number[0] == lengths[0]
+    worth = (orientation == 1) & (share <= tf.where(through, _WORTH_CUTTING[0], _WORTH_CUTTING[1]))
+    possible = tf.cond(worth & ~through, lambda: _undamaged(contents), lambda: worth)
     return tf.cond(possible, partly, fully)
 
 
@@ -633,13 +626,13 @@ def _resized(image: tf.Tensor, spec: ImageSpec, place: tf.Tensor | None = None) 
         result = tf.gather(tf.gather(inner, rows, axis=0), columns, axis=1)
     else:
         # The filter would go over whole rows, also where they leave the window.
-        offset, length = (tf.zeros((2,), tf.int32), tf.stack([height, width])) if place is None else (place[:2], place[2:])
-        part = _centre_part(length[0], length[1], spec)
-        corner = part[:2] - offset
-        image = image[corner[0] : corner[0] + part[2], corner[1] : corner[1] + part[3]]
-        full, (top, left) = _crop_geometry(length[0], length[1], size)
-        window = (top, left, tf.constant(size), tf.constant(size))
-        result = _resample(image, full, window, spec, tf.concat([part[:2], length], axis=0))
+        offset, lengths = (tf.zeros((2,), tf.int32), tf.stack([height, width])) if place is None else (place[:2], place[2:])
+        start, number = _centre_part(lengths, spec)
+        first, last = tf.unstack(start - offset), tf.unstack(start - offset + number)
+        image = image[first[0] : last[0], first[1] : last[1]]
+        full, corner = _crop_geometry(lengths, size)
+        window = (corner[0], corner[1], tf.constant(size), tf.constant(size))
+        result = _resample(image, (full[0], full[1]), window, spec, tf.concat([start, lengths], axis=0))
     return tf.ensure_shape(result, (size, size, 3))
 
 

@@ -15,13 +15,16 @@ PROJECTIONS = ("linear", "mlp", "none")
 
 @keras.saving.register_keras_serializable("tf_fashion")
 class ProjectionHead(keras.layers.Layer):
-    """Pools a map (if it is one), normalises, and projects.
+    """Normalises, pools a map (if it is one), and projects.
+
+    The two halves are there by themselves too: composers that work on maps stand between `normalize` and `project`, so that only
+    features as the backbone gives them pass the normalisation, whose statistics are those of photos.
 
     Args:
         dim: Width of the result; with "none" it is the width of the features.
         kind: "linear" (one dense layer, as the originals), "mlp" (dense, gelu, dropout, dense, plus a linear shortcut), "none".
-        norm: Whether a batch normalisation comes first. Features of several taps and descriptors have very different sizes and
-            need it.
+        norm: Whether a batch normalisation (per channel) comes first. Features of several taps and descriptors have very different
+            sizes and need it.
         dropout: Share of the features dropped in training.
 
     Call arguments:
@@ -48,7 +51,7 @@ class ProjectionHead(keras.layers.Layer):
         self.norm = batch_norm("norm", dtype="float32") if self.use_norm else None
         self.drop = keras.layers.Dropout(self.dropout, name="dropout", dtype=self.dtype_policy)
         if self.norm is not None:
-            self.norm.build((None, width))
+            self.norm.build((None, *input_shape[1:]))
         if self.kind != "none":
             self.out = keras.layers.Dense(self.dim, name="out", dtype=self.dtype_policy)
             self.out.build((None, width))
@@ -61,11 +64,16 @@ class ProjectionHead(keras.layers.Layer):
         self.built = True
 
     def call(self, features: Any, training: bool | None = None) -> Any:
+        return self.project(self.normalize(features, training), training)
+
+    def normalize(self, features: Any, training: bool | None = None) -> Any:
+        """The first half: float32, same shape."""
         x = ops.cast(features, "float32")
-        if len(x.shape) == 4:
-            x = ops.mean(x, axis=(1, 2))
-        if self.norm is not None:
-            x = self.norm(x, training=training)
+        return x if self.norm is None else self.norm(x, training=training)
+
+    def project(self, features: Any, training: bool | None = None) -> Any:
+        """The second half: pooled, with dropout, `(batch, dim)`."""
+        x = ops.mean(features, axis=(1, 2)) if len(features.shape) == 4 else features
         x = self.drop(x, training=training)
         if self.kind == "none":
             return x

@@ -117,7 +117,7 @@ class ComposedRetriever(keras.Model):
         for number, (dim, shape) in enumerate(zip(self.level_dims, self._map_shapes, strict=True)):
             name = f"projection_{number}" if number else "projection"
             self.heads.append(ProjectionHead(dim, self.projection, self.feature_norm, self.feature_dropout, name=name))
-            self.heads[-1].build((None, shape[-1]))
+            self.heads[-1].build((None, *shape))
         self.scaled = ScaledL2Norm(self.initial_scale, trainable=self.trainable_scale, name="scaled_norm")
         self.scaled.build((None, self.dim))
         if not self.text_encoder.built:
@@ -157,12 +157,13 @@ class ComposedRetriever(keras.Model):
         encode = self.text_encoder if self.composer.uses_text else self._no_text
         text = encode(token_ids, lengths, training=training)
         if self.composer.spatial:
-            maps = self._maps(ops.cast(features, "float32"))
+            features = self._maps(ops.cast(features, "float32"))
+            maps = [head.normalize(x, training) for head, x in zip(self.heads, features, strict=True)]
             if self.composer.multilevel:
                 maps = self.composer(maps, text, training=training)
             else:
                 maps = [self.composer(maps[0], text, training=training)]
-            return [head(x, training=training) for head, x in zip(self.heads, maps, strict=True)]
+            return [head.project(x, training) for head, x in zip(self.heads, maps, strict=True)]
         if self.composer.uses_image:
             image = self.heads[0](features, training=training)
         else:

@@ -98,6 +98,10 @@ DEFAULTS: dict[str, Any] = {
     "flip": False,
 }
 
+# Better starts than the originals', for presets that do not reproduce one. VAL's self-attention begins with weight 0 there, and
+# its gates alone can only dampen a channel, so that it learns slowly.
+COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {"val": {"attention": {"initial_weights": (1.0, 1.0)}}}
+
 # What a preset says is taken where the command line says nothing.
 PRESETS: dict[str, dict[str, Any]] = {
     # Frozen pretrained backbone, features computed once: minutes on a CPU.
@@ -309,6 +313,8 @@ class ComposedConfig:
             # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
             chosen = {"composer_options": "composer", "text_options": "text_encoder", "loss_options": "loss"}[key]
             known = values[key] if getattr(self, chosen) in (None, PRESETS[preset].get(chosen)) else {}
+            if key == "composer_options" and PRESETS[preset].get("composer") != values["composer"]:
+                known = COMPOSER_DEFAULTS.get(values["composer"], {})
             changes[key] = {**known, **(given[key] or {})}
         if self.epochs is not None:
             changes["train_steps"] = None
