@@ -61,8 +61,6 @@ def test_parents_by_letters_and_by_words():
 
 WORDS = st.sampled_from(["red", "blue", "long", "short", "dress", "top"])
 CAPTIONS = st.lists(st.lists(WORDS, min_size=1, max_size=4), min_size=2, max_size=12)
-    st.lists(st.sampled_from(["red", "blue", "long", "short", "dress", "top"]), min_size=1, max_size=4), min_size=2, max_size=12
-)
 
 
 @settings(max_examples=60, deadline=None)

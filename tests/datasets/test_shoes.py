@@ -21,14 +21,6 @@ RECORDS = [
     ("d", "e", "is flat"),
     ("a", "d", "crosses the splits"),
 ]
-    ("b", "a", "is red"),
-    ("c", "a", "is lower"),
-    ("c", "b", "is wider"),
-    ("b", "c", "is brown"),
-    ("e", "d", "has a heel."),
-    ("d", "e", "is flat"),
-    ("a", "d", "crosses the splits"),
-]
 
 
 def write_tree(root, records=RECORDS, pictures=True):
