@@ -272,6 +272,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     composed.add_argument("--out", required=True, metavar="FILE", help="where to write the JSON")
     composed.add_argument("--report", metavar="DIR", help="also write sheet.png and report.html there")
+    composed.add_argument(
+        "--features", metavar="DIR", help="also write embeddings, distances and ground truth as .npy there, as the released VAL does"
+    )
     composed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")
     composed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
     composed.set_defaults(run=_evaluate_composed)
@@ -302,6 +305,14 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--index", metavar="DIR", help="what `tf-fashion embed` wrote")
     search.add_argument("--photo", required=True, metavar="FILE", help="the reference photo")
     search.add_argument("--text", default="", help="what should be different")
+    search.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what should be different about the best picture found; repeatable: each is one more turn of the search",
+    )
+    search.add_argument("--memory", type=float, default=0.5, help="weight of a turn relative to the next one; 0 forgets earlier wishes")
     search.add_argument("--top", type=int, default=8, metavar="K", help="how many to find")
     search.add_argument("--sheet", metavar="FILE", help="write a picture of the query and what was found (.png)")
     search.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures of the gallery")
@@ -404,6 +415,7 @@ def _evaluate_composed(args: argparse.Namespace) -> int:
         args.report,
         args.skip_bad_images,
         args.progress,
+        args.features,
     )
     return 0
 
@@ -423,7 +435,17 @@ def _search(args: argparse.Namespace) -> int:
 
     print(
         search_folder(
-            args.model, args.gallery, args.index, args.photo, args.text, args.top, args.sheet, args.skip_bad_images, args.progress
+            args.model,
+            args.gallery,
+            args.index,
+            args.photo,
+            args.text,
+            args.top,
+            args.sheet,
+            args.skip_bad_images,
+            args.progress,
+            args.then,
+            args.memory,
         )
     )
     return 0

@@ -220,6 +220,39 @@ class ComposedRetriever(keras.Model):
             outputs["semantic"] = self._embedding([head(text) for head in self.semantic_heads])
         return outputs
 
+    def word_maps(self, features: Any, text: str) -> tuple[list[str], Any]:
+        """Where each word of a sentence acts on the reference, for composers that work on maps.
+
+        A word's value at a place is the length of the change of the composed map there when the word is left out, relative to
+        the mean length of the whole composed map; several maps are brought to the size of the finest and averaged.
+
+        Args:
+            features: Features of one photo `(1, ...)`.
+            text: The sentence.
+
+        Returns:
+            The words, and float32 `(words, height, width)`.
+
+        Raises:
+            UsageError: the composer does not work on maps, or the model has no tokenizer.
+        """
+        if not self.composer.spatial:
+            raise UsageError(f"The composer {self.composer.name!r} does not work on maps, so there is nothing to draw.")
+        ids = [int(i) for i in self.token_ids([text])[0]]
+        words = self.tokenizer.tokenize(text)[: len(ids)]  # type: ignore[union-attr]
+        ids = ids[: len(words)]
+        rows = [ids, *([i for place, i in enumerate(ids) if place != out] + [0] for out in range(len(ids)))]
+        text_features = self.text_encoder(tf.constant(rows, tf.int32), tf.constant([len(ids), *[len(ids) - 1] * len(ids)]))
+        maps = self._maps(ops.cast(features, "float32"))
+        maps = [ops.repeat(head.normalize(x), len(rows), axis=0) for head, x in zip(self.heads, maps, strict=True)]
+        composed = self.composer(maps, text_features) if self.composer.multilevel else [self.composer(maps[0], text_features)]
+        size = max((int(x.shape[1]), int(x.shape[2])) for x in composed)
+        total: Any = 0.0
+        for x in composed:
+            change = tf.norm(x[1:] - x[:1], axis=-1, keepdims=True) / (tf.reduce_mean(tf.norm(x[:1], axis=-1)) + 1e-12)
+            total = total + tf.image.resize(change, size)[..., 0] / len(composed)
+        return words, total
+
     # Training.
 
     def compile(

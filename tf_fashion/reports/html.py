@@ -11,9 +11,11 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import atomic_write
+from tf_fashion.reports.attention import WordMaps, overlay
 from tf_fashion.reports.curves import curves_svg
 from tf_fashion.reports.sheets import SheetRow, open_picture
 from tf_fashion.reports.tables import protocol_line
@@ -34,6 +36,7 @@ def write_report(
     rows: Sequence[SheetRow] = (),
     columns: int = 8,
     tile: int = 160,
+    words: Sequence[WordMaps] = (),
 ) -> Path:
     """Writes the report of one evaluated model.
 
@@ -48,6 +51,7 @@ def write_report(
         rows: Queries with what was found for them; pictures are embedded as small JPEG.
         columns: Results shown per query.
         tile: Largest side of an embedded picture in pixels.
+        words: Queries with maps of where their words act.
 
     Raises:
         UsageError: another ending than .html, or a baseline of another protocol.
@@ -83,6 +87,7 @@ def write_report(
         curves=_svg_uri(curves_svg(history)) if history else "",
         rows=[_row(row, columns, tile) for row in rows],
         columns=columns,
+        words=[_word_row(query, tile) for query in words],
         details=_flat(metrics.get("run", {})),
         fingerprint=metrics["protocol"].get("fingerprint", ""),
         intervals=any(_wide(values.get("interval")) for values in metrics["categories"].values()),
@@ -97,6 +102,10 @@ def picture_uri(path: str | Path | None, side: int) -> Markup | None:
     picture = open_picture(path, side)
     if picture is None:
         return None
+    return _jpeg_uri(picture)
+
+
+def _jpeg_uri(picture: Image.Image) -> Markup:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=82)
     return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
@@ -128,6 +137,20 @@ def _row(row: SheetRow, columns: int, tile: int) -> dict[str, Any]:
         "verdict": verdict,
         "found": verdict.startswith("found"),
         "results": results,
+    }
+
+
+def _word_row(query: WordMaps, tile: int) -> dict[str, Any]:
+    largest = float(query.maps.max()) if query.maps.size else 0.0
+    pictures = [overlay(query.reference, values, largest, tile) for values in query.maps]
+    return {
+        "picture": picture_uri(query.reference, tile),
+        "sentence": " ".join(query.words),
+        "note": query.note,
+        "words": [
+            {"word": word, "picture": None if picture is None else _jpeg_uri(picture), "strength": f"{100 * strength:.0f} %"}
+            for word, picture, strength in zip(query.words, pictures, query.strengths(), strict=True)
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex
 from tf_fashion.retrieval.protocol import get_protocol
+from tf_fashion.serving.session import SearchSession
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run, versions
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
-from tf_fashion.training.results import write_results
+from tf_fashion.training.results import write_features, write_results
 
 
 def load_composed(path: str | Path) -> ComposedRetriever:
@@ -56,6 +57,7 @@ def evaluate_model(
     report: str | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
+    features: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a saved model, prints the table and writes the JSON; see `tf-fashion evaluate composed --help`."""
     target = Path(out)
@@ -96,8 +98,17 @@ def evaluate_model(
     if report:
         folder = make_out_folder(report)
         write_results(
-            folder, metrics, results, dataset, protocol, f"Composed retrieval on {dataset.name}", f"Model {Path(model_path).name}."
+            folder,
+            metrics,
+            results,
+            dataset,
+            protocol,
+            f"Composed retrieval on {dataset.name}",
+            f"Model {Path(model_path).name}.",
+            embedder=embedder,
         )
+    if features:
+        write_features(make_out_folder(features), results, len(model.level_dims))
     if progress:
         print(results_table(metrics))
     return metrics
@@ -169,15 +180,20 @@ def search_folder(
     sheet: str | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
+    then: Sequence[str] = (),
+    memory: float = 0.5,
 ) -> str:
-    """Finds the photos that a photo and a sentence ask for; returns a table. See `tf-fashion search --help`."""
+    """Finds the photos that a photo and a sentence ask for, in one turn or several; returns a table of each turn.
+
+    See `tf-fashion search --help`, and `SearchSession` for how turns are combined.
+    """
     if top < 1:
         raise UsageError(f"--top: expected at least 1, found {top}.")
     if not Path(photo).is_file():
         raise UsageError(f"--photo {photo}: no such file.")
     embedder = Embedder(load_composed(load_path(model_path)))
     spec = embedder.model.image_encoder.image_spec
-    images = load_image(Path(photo), spec)
+    load_image(Path(photo), spec)
     if index_folder is not None:
         index = ExactIndex.load(index_folder)
         if index.notes.get("model_sha256") != hash_file(model_path):
@@ -188,15 +204,26 @@ def search_folder(
         bad_list = (Path(sheet).parent if sheet else Path.cwd()) / "bad_images.csv"
         ids, embeddings = _embed_paths(embedder, paths, bad_list, skip_bad_images, progress)
         index = ExactIndex.build(ids, embeddings)
-    features = embedder.encode(images[None])
-    query = embedder.model.embed_query(features, embedder.model.token_ids([text])).numpy()
-    names, scores = index.search(query, top)
-    found = names[0]
+
+    def embed_query(reference: Path, sentence: str) -> np.ndarray:
+        features = embedder.encode(load_image(reference, spec)[None])
+        return embedder.model.embed_query(features, embedder.model.token_ids([sentence])).numpy()[0]
+
+    session = SearchSession(embed_query, index, paths, Path(photo), memory)
+    tables, rows = [], []
+    for sentence in (text, *then):
+        turn = session.ask(sentence, top)
+        rows.append(
+            SheetRow(
+                turn.reference, turn.text, [paths.get(i) for i in turn.ids], turn.ids, turn.scores, reference_id=turn.reference_id or ""
+            )
+        )
+        table = [
+            [rank, image_id, score, str(paths.get(image_id, ""))]
+            for rank, (image_id, score) in enumerate(zip(turn.ids, turn.scores, strict=True), 1)
+        ]
+        heading = [f"{turn.reference_id or turn.reference}: {turn.text}"] if then else []
+        tables.append("\n".join([*heading, format_table(["rank", "id", "score", "file"], table, digits=4)]))
     if sheet:
-        row = SheetRow(Path(photo), text, [paths.get(i) for i in found], found, [float(s) for s in scores[0][: len(found)]])
-        retrieval_sheet(sheet, [row], title="Search", columns=min(top, 8), show_ids=True)
-    rows = [
-        [rank, image_id, float(score), str(paths.get(image_id, ""))]
-        for rank, (image_id, score) in enumerate(zip(found, scores[0], strict=False), 1)
-    ]
-    return format_table(["rank", "id", "score", "file"], rows, digits=4)
+        retrieval_sheet(sheet, rows, title="Search", columns=min(top, 8), show_ids=True)
+    return "\n\n".join(tables)

@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -823,6 +824,9 @@ class ComposedRun:
         """`model.fit` from the last finished epoch to the end."""
         state = self.prepare_state()
         if state.epochs_left:
+            if not (self.model.composer.uses_text and self.model.composer.uses_image):
+                # Keras would tell of the half of the model that such a composer leaves unused.
+                warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
             self.model.fit(
                 self.training_data(state.initial_epoch),
                 initial_epoch=state.initial_epoch,
@@ -904,7 +908,7 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
             summary = (
                 f"{len(run.triplets)} training triplets, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
             )
-            write_results(out, metrics, results, run.dataset, run.protocol, title, summary, config.seed)
+            write_results(out, metrics, results, run.dataset, run.protocol, title, summary, config.seed, run.embedder)
         run.say("\n" + results_table(metrics) + "\n")
     if config.export:
         folder = export_composed(model, out / "export" / "1", {"protocol": run.protocol.to_config()})
@@ -912,6 +916,7 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
     kept = {
         "model.keras": "the trained model",
         "metrics.json": "the numbers with their protocol",
+        "results.log": "the recalls as the released VAL logs them",
         "history.csv": "one row per epoch",
         "sheet.png": "queries and what was found",
         "report.html": "all of it, to open in a browser",

@@ -94,6 +94,13 @@ class CategoryEvaluation:
     gallery_missing: int
     query_embeddings: np.ndarray
     gallery_embeddings: np.ndarray
+    labels: Mapping[str, str] | None = None
+
+    def right(self, query: Query, image_id: str) -> bool:
+        """Whether a picture answers a query under the protocol."""
+        if self.labels is None:
+            return image_id == query.target
+        return self.labels[image_id] == self.labels[query.target]
 
 
 def queries_of(part: CategorySplit, protocol: Protocol) -> list[Query]:
@@ -131,7 +138,7 @@ def evaluate_part(embedder: Embedder, table: FeatureTable, part: CategorySplit, 
     targets = [query.target for query in queries]
     labels = part.labels if protocol.hit == "any" else None
     result = evaluate_category(embeddings, gallery, gallery_ids, targets, references, protocol, labels=labels)
-    return CategoryEvaluation(result, queries, gallery_ids, len(part.missing), embeddings, gallery)
+    return CategoryEvaluation(result, queries, gallery_ids, len(part.missing), embeddings, gallery, labels)
 
 
 def needed_images(dataset: ComposedDataset, split: str, categories: Iterable[str] | None = None) -> list[str]:

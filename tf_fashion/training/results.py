@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from tf_fashion.core.errors import DataError
+from tf_fashion.core.files import atomic_write
 from tf_fashion.datasets import ComposedDataset
+from tf_fashion.inputs.images import load_image
+from tf_fashion.reports.attention import WordMaps
 from tf_fashion.reports.curves import read_history
 from tf_fashion.reports.html import write_report
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
+from tf_fashion.reports.tables import val_log
 from tf_fashion.retrieval.protocol import Protocol
-from tf_fashion.retrieval.search import top_k
-from tf_fashion.training.evaluation import CategoryEvaluation
+from tf_fashion.retrieval.search import squared_distances, top_k
+from tf_fashion.training.evaluation import CategoryEvaluation, Embedder
 
 SHOWN = 8
 
@@ -52,13 +56,75 @@ def sheet_rows(
                     results=[picture_of(dataset, image_id) for image_id in ids],
                     result_ids=ids,
                     scores=[float(score) for score in query_scores[keep]],
-                    target=ids.index(query.target) if query.target in ids else None,
+                    target=next((place for place, image_id in enumerate(ids) if evaluation.right(query, image_id)), None),
                     target_rank=int(np.ceil(evaluation.result.ranks[q])),
                     reference_id=query.reference,
                     note=category,
                 )
             )
     return rows
+
+
+def word_maps(
+    results: Mapping[str, CategoryEvaluation], dataset: ComposedDataset, embedder: Embedder, per_category: int = 1, seed: int = 0
+) -> list[WordMaps]:
+    """A random choice of queries with the places where their words act; empty for composers that do not work on maps."""
+    if not embedder.model.composer.spatial:
+        return []
+    found = []
+    for number, (category, evaluation) in enumerate(results.items()):
+        random = np.random.default_rng([seed, number, 1])
+        for q in np.sort(random.permutation(len(evaluation.queries))[: max(per_category, 4 // len(results))]):
+            query = evaluation.queries[q]
+            photo = dataset.image_path(query.reference)
+            features = embedder.encode(load_image(photo, embedder.model.image_encoder.image_spec)[None])
+            words, maps = embedder.model.word_maps(features, query.text)
+            if words:
+                found.append(WordMaps(photo, words, np.asarray(maps), category))
+    return found
+
+
+def result_log(folder: Path, results: Mapping[str, CategoryEvaluation]) -> str:
+    """The recalls as the released VAL logs them, R@1, R@10 and R@50 of every category."""
+    lines = []
+    for category, evaluation in results.items():
+        ranks = evaluation.result.ranks
+        recalls = {k: 100.0 * float(np.mean(ranks <= k)) for k in (1, 10, 50)}
+        lines.append(val_log(str(folder), recalls, category if len(results) > 1 else ""))
+    return "".join(lines)
+
+
+def write_features(folder: Path, results: Mapping[str, CategoryEvaluation], levels: int) -> list[Path]:
+    """Embeddings, distances and ground truth as the released VAL stores them.
+
+    Each level's vector has length one there, so that a distance between two pictures is up to 4 per level; ours, of length one as
+    a whole, are multiplied accordingly. The files are `query_images.npy`, `test_images.npy` (float32), `mod2img_dist.npy` (squared
+    distances) and `groundtruth.npy` (bool), with `_CATEGORY` before the ending where there are several, and the ids as text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for category, evaluation in results.items():
+        ending = f"_{category}" if len(results) > 1 else ""
+        query, gallery = (x * np.float32(levels**0.5) for x in (evaluation.query_embeddings, evaluation.gallery_embeddings))
+        arrays = {
+            "query_images": query,
+            "test_images": gallery,
+            "mod2img_dist": squared_distances(query, gallery),
+            "groundtruth": np.array([[evaluation.right(q, i) for i in evaluation.gallery_ids] for q in evaluation.queries]),
+        }
+        for name, array in arrays.items():
+            written.append(folder / f"{name}{ending}.npy")
+            with atomic_write(written[-1], "wb") as file:
+                np.save(file, array)
+        lists = {
+            "queries": [f"{q.reference}\t{q.target}\t{q.text}" for q in evaluation.queries],
+            "gallery": evaluation.gallery_ids,
+        }
+        for name, lines in lists.items():
+            written.append(folder / f"{name}{ending}.txt")
+            with atomic_write(written[-1]) as file:
+                file.writelines(f"{line}\n" for line in lines)
+    return written
 
 
 def write_results(
@@ -70,9 +136,16 @@ def write_results(
     title: str,
     summary: str,
     seed: int = 0,
+    embedder: Embedder | None = None,
 ) -> None:
-    """Writes `sheet.png` and `report.html` (with the curves of `history.csv` where there is one) into `out`."""
+    """Writes `sheet.png`, `report.html` (with the curves of `history.csv` where there is one) and `results.log` into `out`.
+
+    With an `embedder` whose model composes on feature maps, the report shows where the words of some queries act.
+    """
+    with atomic_write(out / "results.log") as file:
+        file.write(result_log(out, results))
     rows = sheet_rows(results, dataset, protocol, seed=seed)
     retrieval_sheet(out / "sheet.png", rows, title=title, protocol=protocol.describe(), columns=SHOWN)
     history = read_history(out / "history.csv") if (out / "history.csv").exists() else None
-    write_report(out / "report.html", metrics, title=title, summary=summary, history=history, rows=rows, columns=SHOWN)
+    maps = word_maps(results, dataset, embedder, seed=seed) if embedder is not None else []
+    write_report(out / "report.html", metrics, title=title, summary=summary, history=history, rows=rows, columns=SHOWN, words=maps)
