@@ -13,7 +13,7 @@ from tf_fashion.core.quiet import import_tensorflow_quietly
 def train(args: argparse.Namespace) -> int:
     """Data, model, `fit`, results."""
     import_tensorflow_quietly()
-    from tf_fashion.training.composed import ComposedRun, finish
+    from tf_fashion.training.composed import ComposedRun, finish, unused_parts_expected
 
     run = ComposedRun(training_config(args))
     run.load_pictures()
@@ -21,15 +21,16 @@ def train(args: argparse.Namespace) -> int:
     run.pretrain()
     state = run.prepare_state()
     if state.epochs_left:
-        model.fit(
-            run.training_data(state.initial_epoch),
-            initial_epoch=state.initial_epoch,
-            epochs=run.config.epochs,
-            steps_per_epoch=run.steps,
-            callbacks=run.callbacks(),
-            verbose=run.verbosity,
-            shuffle=False,
-        )
+        with unused_parts_expected():
+            model.fit(
+                run.training_data(state.initial_epoch),
+                initial_epoch=state.initial_epoch,
+                epochs=run.config.epochs,
+                steps_per_epoch=run.steps,
+                callbacks=run.callbacks(),
+                verbose=run.verbosity,
+                shuffle=False,
+            )
     finish(run, model)
     return 0
 

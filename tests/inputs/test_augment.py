@@ -8,7 +8,7 @@ from PIL import Image
 from tests.inputs.pictures import photo
 from tf_fashion.core.errors import UsageError
 from tf_fashion.inputs.augment import Augmentation, affine, affine_matrix
-from tf_fashion.inputs.images import ImageSpec, preprocess
+from tf_fashion.inputs.images import ImageSpec, preprocess, resize_and_crop
 
 IMAGE = np.asarray(photo(40, 40))
 
@@ -69,3 +69,33 @@ def test_config():
         Augmentation.from_config({"blur": 1})
     with pytest.raises(UsageError, match="seed"):
         preprocess(IMAGE, ImageSpec(8), augment)
+
+
+def test_vals_crop_equals_its_parts():
+    spec = ImageSpec(24, scaling="raw", interpolation="bilinear_tf1", antialias=False)
+    augment = Augmentation(flip=0.5, flip_first=True, side_below=40)
+    image = np.asarray(photo(50, 37))
+    flipped = 0
+    for number in range(12):
+        seed = tf.constant([number, 5])
+        side, top, left = (int(value) for value in augment.draw_crop(24, seed))
+        assert 24 <= side < 40 and 0 <= top <= side - 24 and 0 <= left <= side - 24
+        result = preprocess(image, spec, augment, seed).numpy()
+        candidates = [resize_and_crop(photograph, side, top, left, spec).numpy() for photograph in (image, image[:, ::-1])]
+        matches = [np.array_equal(result, candidate) for candidate in candidates]
+        assert any(matches)
+        flipped += matches[1] and not matches[0]
+    assert 2 <= flipped <= 10
+    assert not augment.on_pixels and Augmentation().on_pixels
+    assert Augmentation.from_config(Augmentation.val().to_config()) == Augmentation.val()
+    for wrong in (lambda: augment(image, seed), lambda: augment.draw_crop(40, seed), lambda: Augmentation(side_below=0)):
+        with pytest.raises(UsageError, match="side_below"):
+            wrong()
+
+
+def test_tf1_sampling_starts_at_the_corner():
+    row = np.arange(4, dtype=np.float32).reshape(1, 4, 1).repeat(3, axis=2).repeat(4, axis=0)
+    spec = ImageSpec(8, scaling="raw", interpolation="bilinear_tf1")
+    np.testing.assert_allclose(preprocess(row, spec)[0, :, 0], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3], atol=1e-6)
+    with pytest.raises(UsageError, match="squash"):
+        ImageSpec(8, resize="crop", interpolation="bilinear_tf1")

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_fashion.core.errors import UsageError
 from tf_fashion.layers import GeM, L2Normalize, ScaledL2Norm, SequencePooling, batch_norm, pool_sequence, reverse_sequence
+from tf_fashion.layers.normalization import FusedBatchNormalization
 from tf_fashion.testing.contracts import run_layer_test
 
 
@@ -87,3 +88,32 @@ def test_batch_norm_agrees_with_keras_and_between_replicas(mirrored):
     for mine, value in ((ours.moving_mean, shared.moving_mean), (ours.moving_variance, shared.moving_variance)):
         for replica in mirrored.experimental_local_results(value.value):
             np.testing.assert_allclose(replica, mine.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (7, 3)])
+def test_fused_batch_normalisation_is_keras_own(shape):
+    random = np.random.default_rng(0)
+    x, weights = (tf.constant(random.normal(2, 3, shape).astype("float32")) for _ in range(2))
+    results = []
+    for cls in (keras.layers.BatchNormalization, FusedBatchNormalization):
+        layer = cls(momentum=0.8, epsilon=1e-3, synchronized=True)
+        layer.build(shape)
+        layer.gamma.assign([1.0, 2.0, 0.5])
+        layer.beta.assign([0.1, 0.2, 0.3])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            total = tf.reduce_sum(y * weights)
+        gradients = tape.gradient(total, [x, layer.gamma.value, layer.beta.value])
+        results.append([y, *gradients, layer.moving_mean.numpy(), layer.moving_variance.numpy(), layer(x, training=False)])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_frozen_batch_normalisation_keeps_its_statistics():
+    layer = FusedBatchNormalization()
+    layer.build((None, 4))
+    layer.trainable = False
+    x = tf.random.normal((5, 4)) + 3
+    np.testing.assert_allclose(layer(x, training=True), layer(x, training=False))
+    assert not layer.moving_mean.numpy().any()

@@ -156,3 +156,26 @@ def test_summary_and_comparison():
         summarise({}, protocol)
     with pytest.raises(DataError):
         compare_results([{"mean": {}}])
+
+
+def test_any_picture_with_the_label_is_right_but_only_the_reference_is_removed():
+    ids = ["a", "b", "c", "d"]
+    labels = {"a": "red", "b": "red", "c": "blue", "d": "blue"}
+    gallery = np.diag([1.0, 0.9, 0.8, 0.7])
+    protocol = get_protocol("fashion200k")
+    # The query is nearest to c, which is its reference, then to a; a and b are right.
+    query = np.array([[0.5, 0.4, 1.0, 0.1]])
+    result = evaluate_category(query, gallery, ids, ["b"], ["c"], protocol, labels=labels)
+    assert list(result.recall) == [1, 10, 50] and result.ranks.tolist() == [1]
+    # The reference may carry the label itself: it is not found, and not missed.
+    result = evaluate_category(query, gallery, ids, ["d"], ["c"], protocol, labels=labels)
+    assert result.ranks.tolist() == [3]
+    with pytest.raises(DataError, match="no label"):
+        evaluate_category(query, gallery, ids, ["b"], ["c"], protocol, labels={"a": "red"})
+    with pytest.raises(UsageError, match="ks"):
+        get_protocol("fashion200k", ks=(0,))
+
+
+def test_cut_offs_do_not_change_a_fingerprint():
+    assert get_protocol("original", ks=(1, 5)).fingerprint == get_protocol("original").fingerprint
+    assert Protocol.from_config(json.loads(json.dumps(get_protocol("shoes").to_config()))) == get_protocol("shoes")

@@ -329,9 +329,6 @@ def evaluate_category(
         if exclude is not None and labels is not None:
             # The reference may carry the target's label; what is taken out of the gallery cannot be found.
             right = [[place for place in rows if place not in gone] for rows, gone in zip(right, exclude.tolist(), strict=True)]
-            alone = [targets[row] for row, rows in enumerate(right) if not rows]
-            if alone:
-                raise DataError(f"{len(alone)} queries have no right answer but their own reference: {_named(alone)}.")
         positives = ranks_of_positives(query_embeddings, gallery_embeddings, right, exclude=exclude, metric=metric, precision=precision)
         counts = _of_the_best(positives.splits, positives.counts)
     return CategoryResult(

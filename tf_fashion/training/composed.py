@@ -456,6 +456,15 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
             variable.assign(value)
 
 
+@contextlib.contextmanager
+def unused_parts_expected() -> Iterator[None]:
+    """Holds back Keras' warning about variables without gradients: composers that use the picture or the text alone, and training
+    with descriptions alone, leave a part of the model unused on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
+        yield
+
+
 class ComposedRun:
     """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
 
@@ -792,15 +801,16 @@ class ComposedRun:
         initial = state.restore(self.model, config.pretrain_epochs)
         if state.epochs_left:
             self.say(f"Pretraining with descriptions, {config.pretrain_epochs} epochs")
-            self.model.fit(
-                self.training_data(initial, config.pretrain_epochs),
-                initial_epoch=initial,
-                epochs=config.pretrain_epochs,
-                steps_per_epoch=self.steps,
-                callbacks=[state],
-                verbose=self.verbosity,
-                shuffle=False,
-            )
+            with unused_parts_expected():
+                self.model.fit(
+                    self.training_data(initial, config.pretrain_epochs),
+                    initial_epoch=initial,
+                    epochs=config.pretrain_epochs,
+                    steps_per_epoch=self.steps,
+                    callbacks=[state],
+                    verbose=self.verbosity,
+                    shuffle=False,
+                )
         self.compile(pretraining=False)
 
     def prepare_state(self) -> TrainingState:
@@ -824,18 +834,16 @@ class ComposedRun:
         """`model.fit` from the last finished epoch to the end."""
         state = self.prepare_state()
         if state.epochs_left:
-            if not (self.model.composer.uses_text and self.model.composer.uses_image):
-                # Keras would tell of the half of the model that such a composer leaves unused.
-                warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
-            self.model.fit(
-                self.training_data(state.initial_epoch),
-                initial_epoch=state.initial_epoch,
-                epochs=self.config.epochs,
-                steps_per_epoch=self.steps,
-                callbacks=self.callbacks(),
-                verbose=self.verbosity,
-                shuffle=False,
-            )
+            with unused_parts_expected():
+                self.model.fit(
+                    self.training_data(state.initial_epoch),
+                    initial_epoch=state.initial_epoch,
+                    epochs=self.config.epochs,
+                    steps_per_epoch=self.steps,
+                    callbacks=self.callbacks(),
+                    verbose=self.verbosity,
+                    shuffle=False,
+                )
 
     def metrics(self, results: dict[str, CategoryEvaluation]) -> dict[str, Any]:
         """The content of `metrics.json`."""
