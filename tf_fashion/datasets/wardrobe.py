@@ -129,7 +129,8 @@ def draw_wardrobe(
         raise UsageError(f"The layout {layout!r} always has train and test; leave out splits.")
     default_splits = SPLITS if layout == "fashion_iq" else tuple(SPLIT_NAMES)
     default_categories = ("shoes",) if layout == "shoes" else CATEGORIES
-    arguments = _arguments(items, seed, size, categories or default_categories, splits or default_splits)
+    chosen = default_categories if categories is None else categories, default_splits if splits is None else splits
+    arguments = _arguments(items, seed, size, *chosen)
     if layout != "fashion_iq":
         arguments["layout"] = layout
     if workers is not None and (not isinstance(workers, int) or workers < 1):
