@@ -102,7 +102,8 @@ def test_presets_are_vals_released_settings(name: str) -> None:
 
 def test_composers_of_other_presets_start_from_our_defaults() -> None:
     found = config("--composer", "val")
-    assert found.composer_options == {"attention": {"initial_weights": (1.0, 1.0)}} and found.taps == ("low", "mid", "high")
+    assert found.composer_options["attention"]["initial_weights"] == (1.0, 1.0) and found.taps == ("low", "mid", "high")
+    assert config("--composer", "val", "--weights", "w", "--freeze-backbone").feature_dropout == 0.1
     assert config("--composer", "tirg").composer_options == {}
 
 

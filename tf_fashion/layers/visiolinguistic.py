@@ -33,6 +33,8 @@ class VisiolinguisticAttention(keras.layers.Layer):
         attention_dropout: Share of the attention weights dropped in training.
         gate_activation: Whether the rectifier stands before the gates' sigmoid, as in the released program, which keeps each gate
             in [0.5, 1). False lets a gate close.
+        signed_change: Leaves out the rectifier of S. As released, S is never negative, which fits maps that are not either; maps
+            that are normalised, or come from a linear layer, have to be changed both ways.
         spatial_kernel: Side of the kernel of the gate per place; None for the size of the map, which binds the weights to it.
         initial_weights: Start values of r and s.
         norm_momentum, norm_epsilon: Of the batch normalisations (the originals: 0.9997 and 1e-3 with MobileNets, 0.997 and
@@ -56,6 +58,7 @@ class VisiolinguisticAttention(keras.layers.Layer):
         heads: int = 2,
         attention_dropout: float = 0.1,
         gate_activation: bool = True,
+        signed_change: bool = False,
         spatial_kernel: int | None = None,
         initial_weights: Sequence[float] = (1.0, 0.0),
         norm_momentum: float = 0.9,
@@ -73,6 +76,7 @@ class VisiolinguisticAttention(keras.layers.Layer):
         self.heads = heads
         self.attention_dropout = attention_dropout
         self.gate_activation = gate_activation
+        self.signed_change = signed_change
         self.spatial_kernel = spatial_kernel
         self.initial_weights = tuple(float(w) for w in initial_weights)
         self.norm_momentum = norm_momentum
@@ -164,7 +168,8 @@ class VisiolinguisticAttention(keras.layers.Layer):
             attention.append(weights)
             results.append(ops.matmul(ops.cast(self.drop(weights, training=training), q.dtype), q))
         heads = ops.reshape(ops.concatenate(results, axis=-1), (-1, height, width, channels))
-        attended = self._act(self.out_norm(self.out(heads), training=training))
+        attended = self.out_norm(self.out(heads), training=training)
+        attended = attended if self.signed_change else self._act(attended)
         channel = channel[:, None, None, :]
         joint = ops.sigmoid(channel) * ops.sigmoid(spatial)
         output = ops.cast(self.joint_weight, image.dtype) * joint * image + ops.cast(self.self_weight, image.dtype) * attended
@@ -191,6 +196,7 @@ class VisiolinguisticAttention(keras.layers.Layer):
             "heads": self.heads,
             "attention_dropout": self.attention_dropout,
             "gate_activation": self.gate_activation,
+            "signed_change": self.signed_change,
             "spatial_kernel": self.spatial_kernel,
             "initial_weights": list(self.initial_weights),
             "norm_momentum": self.norm_momentum,

@@ -100,8 +100,13 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Better starts than the originals', for presets that do not reproduce one. VAL's self-attention begins with weight 0 there, and
-# its gates alone can only dampen a channel, so that it learns slowly.
-COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {"val": {"attention": {"initial_weights": (1.0, 1.0)}}}
+# its gates alone can only dampen a channel, so that it learns slowly; and its change is never negative, although our normalised maps
+# take both signs.
+COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "val": {"attention": {"initial_weights": (1.0, 1.0), "signed_change": True, "gate_activation": False}}
+}
+# Composers on maps drop features after composing, and with them what the sentence said.
+MAP_DROPOUT = 0.1
 
 # What a preset says is taken where the command line says nothing.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -302,6 +307,8 @@ class ComposedConfig:
         if self.composer is not None:
             values["composer"] = self.composer
         composer = COMPOSERS.get(values["composer"])
+        if composer.spatial:
+            values["feature_dropout"] = min(values["feature_dropout"], MAP_DROPOUT)
         if composer.multilevel:
             values |= {"pooling": "none", "descriptors": ()}
             if PRESETS[preset].get("composer") != values["composer"]:
