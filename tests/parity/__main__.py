@@ -7,10 +7,11 @@ Prints one line per compared value, then the keys that are not covered with the 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from pathlib import Path
+
+from tf_fashion.core.quiet import import_tensorflow_quietly
 
 
 def main() -> int:
@@ -21,8 +22,7 @@ def main() -> int:
     args = parser.parse_args()
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    import_tensorflow_quietly()
     from tests.parity.harness import run_folder
 
     fixtures = run_folder(args.folder, args.only)
