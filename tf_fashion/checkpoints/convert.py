@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 from pathlib import Path
 
-import keras
-
 from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
-from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import make_out_folder
+from tf_fashion.core.errors import UsageError
+from tf_fashion.core.files import make_out_folder, replaced_file
 
 SUFFIX = ".weights.h5"
 
@@ -41,22 +36,6 @@ def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = Fa
         raise UsageError(f"--out {out}: expected the name of a file, found a folder.")
     network, report = convert(source, ema=ema)
     make_out_folder(out.parent)
-    _save(network, out)
-    return report
-
-
-def _save(network: keras.Model, out: Path) -> None:
-    # Keras insists on the ending.
-    temporary = out.with_name(f".{out.name.removesuffix(SUFFIX)}.{os.getpid()}.tmp{SUFFIX}")
-    try:
+    with replaced_file(out, SUFFIX) as temporary:
         network.save_weights(temporary)
-        os.replace(temporary, out)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            # HDF5 tells its whole state; the system's own words are somewhere inside.
-            told = re.search(r"error message = '([^']*)'", str(error))
-            reason = told[1] if told else error.strerror or type(error).__name__
-            raise DataError(f"{out} could not be written: {reason}. Free some space and run the same command again.") from error
-        raise
+    return report

@@ -82,6 +82,34 @@ def atomic_write(path: str | Path, mode: str = "w", **open_kwargs: Any) -> Itera
         raise
 
 
+@contextlib.contextmanager
+def replaced_file(path: str | Path, suffix: str) -> Iterator[Path]:
+    """Gives a temporary name beside `path` to a library that writes files itself; the file takes its place when the block ends well.
+
+    If the block raises, nothing is left behind and the former file stays.
+
+    Args:
+        path: The file.
+        suffix: Ending of the temporary name, for libraries that insist on one (".weights.h5").
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.tmp{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # HDF5 tells its whole state; the system's own words are somewhere inside.
+            told = re.search(r"error message = '([^']*)'", str(error))
+            reason = told[1] if told else error.strerror or str(error) or type(error).__name__
+            raise DataError(f"{path} could not be written: {reason}. Free some space and run the same command again.") from error
+        raise
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. NaN and infinities are refused (`ValueError`)."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)

@@ -23,7 +23,7 @@ import tensorflow as tf
 from tf_fashion import __version__
 from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import make_out_folder, read_json, write_json
+from tf_fashion.core.files import make_out_folder, read_json, replaced_file, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
 from tf_fashion.encoders.image import BACKBONES, ImageEncoder, weights_record
 from tf_fashion.encoders.saved_model import SavedModelEncoder
@@ -913,7 +913,8 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
         model.load_weights(run.state.best_path)
     if config.ema:
         model.optimizer.finalize_variable_values(model.trainable_variables)
-    save_model(model, out / "model.keras")
+    with replaced_file(out / "model.keras", ".keras") as temporary:
+        model.save(temporary)
     if run.can_evaluate:
         results = run.evaluate()
         metrics = run.metrics(results)
@@ -940,19 +941,6 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
     listed = [f"  {out / name}  {what}" for name, what in kept.items() if (out / name).exists()]
     run.say("\n".join(["Results:", *listed]))
     return metrics
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Saves a `.keras` file under a temporary name and renames it."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.keras")
-    try:
-        model.save(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} could not be written: {error.strerror or error}. Free some space and run the same command again."
-        ) from error
 
 
 def try_export(run: ComposedRun, model: ComposedRetriever, folder: Path) -> str:

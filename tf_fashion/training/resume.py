@@ -7,7 +7,6 @@ uninterrupted one, bit for bit on the same machine and device.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import keras
 import numpy as np
 
 from tf_fashion.core.errors import DataError
-from tf_fashion.core.files import atomic_write, make_out_folder, read_json, write_json
+from tf_fashion.core.files import atomic_write, make_out_folder, read_json, replaced_file, write_json
 
 
 def reseed(model: keras.Model, seed: int, epoch: int) -> None:
@@ -141,15 +140,8 @@ class TrainingState(keras.callbacks.Callback):
         self._write(epoch + 1)
 
     def _save_weights(self, path: Path) -> None:
-        temporary = path.with_name(f"{os.getpid()}.tmp.weights.h5")
-        try:
+        with replaced_file(path, ".weights.h5") as temporary:
             self.model.save_weights(temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(
-                f"{path} could not be written: {error.strerror or error}. Free some space and run the same command again."
-            ) from error
 
     def _write(self, epochs: int) -> None:
         self._save_weights(self._weights_path(epochs))
