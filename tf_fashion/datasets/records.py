@@ -355,6 +355,11 @@ class ComposedDataset:
 
     # What every dataset has.
 
+    @property
+    def default_split(self) -> str | None:
+        """The split that is evaluated if nobody says which: val, else test, else none."""
+        return next((split for split in ("val", "test") if split in self.splits()), None)
+
     def get(self, category: str, split: str) -> CategorySplit:
         """The triplets and gallery of one category and split, validated; read once.
 

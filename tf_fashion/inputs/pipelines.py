@@ -257,9 +257,10 @@ def training_batches(
 
     gather = source.gatherer()
     order_seed, text_seed, image_seed = (_mix(seed, stream) for stream in range(3))
-    names = list(columns_of(table))
+    example = columns_of(table)
+    names = list(example)
     kinds = {name: tf.string if name in ("captions", "description") else tf.int64 for name in names}
-    fixed = {name: tf.constant(column, kinds[name]) for name, column in columns_of(table).items()} if sampler is None else {}
+    fixed = {name: tf.constant(column, kinds[name]) for name, column in example.items()} if sampler is None else {}
 
     def drawn(epoch: np.ndarray) -> list[np.ndarray]:
         columns = columns_of(sampler(int(epoch)))  # type: ignore[misc]

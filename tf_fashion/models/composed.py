@@ -157,18 +157,22 @@ class ComposedRetriever(keras.Model):
         encode = self.text_encoder if self.composer.uses_text else self._no_text
         text = encode(token_ids, lengths, training=training)
         if self.composer.spatial:
-            features = self._maps(ops.cast(features, "float32"))
-            maps = [head.normalize(x, training) for head, x in zip(self.heads, features, strict=True)]
-            if self.composer.multilevel:
-                maps = self.composer(maps, text, training=training)
-            else:
-                maps = [self.composer(maps[0], text, training=training)]
-            return [head.project(x, training) for head, x in zip(self.heads, maps, strict=True)]
+            composed = self._compose_maps(self._normalized_maps(features, training), text, training)
+            return [head.project(x, training) for head, x in zip(self.heads, composed, strict=True)]
         if self.composer.uses_image:
             image = self.heads[0](features, training=training)
         else:
             image = ops.zeros((ops.shape(token_ids)[0], self.dim), dtype=text.dtype)
         return [self.composer(image, text, training=training)]
+
+    def _normalized_maps(self, features: Any, training: bool | None = None) -> list[Any]:
+        maps = self._maps(ops.cast(features, "float32"))
+        return [head.normalize(x, training) for head, x in zip(self.heads, maps, strict=True)]
+
+    def _compose_maps(self, maps: list[Any], text: Any, training: bool | None = None) -> list[Any]:
+        if self.composer.multilevel:
+            return self.composer(maps, text, training=training)
+        return [self.composer(maps[0], text, training=training)]
 
     def _embedding(self, levels: list[Any]) -> Any:
         """The levels' vectors, each of equal length, in a row: float32 `(batch, dim)`, length one."""
@@ -179,11 +183,7 @@ class ComposedRetriever(keras.Model):
         """The inverse of `_embedding`: the vectors of length one."""
         if len(self.level_dims) == 1:
             return [embedding]
-        scale, parts, at = len(self.level_dims) ** 0.5, [], 0
-        for dim in self.level_dims:
-            parts.append(embedding[:, at : at + dim] * scale)
-            at += dim
-        return parts
+        return tf.split(embedding * len(self.level_dims) ** 0.5, self.level_dims, axis=1)
 
     def _no_text(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
         return ops.zeros((ops.shape(token_ids)[0], self.text_encoder.compute_output_shape((None, None))[-1]))
@@ -243,9 +243,8 @@ class ComposedRetriever(keras.Model):
         ids = ids[: len(words)]
         rows = [ids, *([i for place, i in enumerate(ids) if place != out] + [0] for out in range(len(ids)))]
         text_features = self.text_encoder(tf.constant(rows, tf.int32), tf.constant([len(ids), *[len(ids) - 1] * len(ids)]))
-        maps = self._maps(ops.cast(features, "float32"))
-        maps = [ops.repeat(head.normalize(x), len(rows), axis=0) for head, x in zip(self.heads, maps, strict=True)]
-        composed = self.composer(maps, text_features) if self.composer.multilevel else [self.composer(maps[0], text_features)]
+        maps = [ops.repeat(x, len(rows), axis=0) for x in self._normalized_maps(features)]
+        composed = self._compose_maps(maps, text_features)
         size = max((int(x.shape[1]), int(x.shape[2])) for x in composed)
         total: Any = 0.0
         for x in composed:

@@ -185,9 +185,13 @@ def score_matrix(
 
 def squared_distances(queries: Any, gallery: Any, *, chunk: int = GALLERY_BLOCK) -> np.ndarray:
     """All squared Euclidean distances (Q, N) float32, computed in double precision; never negative."""
-    products = score_matrix(queries, gallery, chunk=chunk, precision="float64").astype(np.float64)
+    distances = score_matrix(queries, gallery, chunk=chunk, precision="float64")
     lengths = [np.square(np.asarray(rows, np.float64)).sum(axis=1) for rows in (queries, gallery)]
-    return np.maximum(lengths[0][:, None] + lengths[1][None, :] - 2.0 * products, 0.0).astype(np.float32)
+    for start in range(0, len(distances), QUERY_BLOCK):
+        rows = slice(start, start + QUERY_BLOCK)
+        exact = lengths[0][rows, None] + lengths[1][None, :] - 2.0 * distances[rows].astype(np.float64)
+        distances[rows] = np.maximum(exact, 0.0)
+    return distances
 
 
 def top_k_of_scores(scores: Any, k: int, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:

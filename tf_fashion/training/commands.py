@@ -65,7 +65,7 @@ def evaluate_model(
     if target.is_dir():
         raise UsageError(f"--out {out}: expected the name of a JSON file, found a folder.")
     dataset: ComposedDataset = open_composed(data, images, categories, dataset_name)
-    split = split or next((s for s in ("val", "test") if s in dataset.splits()), "val")
+    split = split or dataset.default_split or "val"
     names = [c for c in dataset.categories if split in dataset.splits(c)]
     if not names:
         raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")

@@ -317,13 +317,12 @@ class ComposedConfig:
             values |= {"pooling": "none", "taps": ("stage5",), "descriptors": ()}
         given = {key: getattr(self, key) for key in values}
         changes = {key: value for key, value in values.items() if given[key] is None}
-        for key in ("composer_options", "text_options", "loss_options"):
+        if PRESETS[preset].get("composer") != values["composer"]:
+            values["composer_options"] = COMPOSER_DEFAULTS.get(values["composer"], {})
+        for key, chosen in (("composer_options", "composer"), ("text_options", "text_encoder"), ("loss_options", "loss")):
             # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
-            chosen = {"composer_options": "composer", "text_options": "text_encoder", "loss_options": "loss"}[key]
-            known = values[key] if getattr(self, chosen) in (None, PRESETS[preset].get(chosen)) else {}
-            if key == "composer_options" and PRESETS[preset].get("composer") != values["composer"]:
-                known = COMPOSER_DEFAULTS.get(values["composer"], {})
-            changes[key] = {**known, **(given[key] or {})}
+            belongs = chosen == "composer" or getattr(self, chosen) in (None, PRESETS[preset].get(chosen))
+            changes[key] = {**(values[key] if belongs else {}), **(given[key] or {})}
         if self.epochs is not None:
             changes["train_steps"] = None
         config = dataclasses.replace(self, preset=preset, **changes)
@@ -489,7 +488,7 @@ class ComposedRun:
         self.dataset: ComposedDataset = open_composed(self.config.data, self.config.images, self.config.categories, self.config.dataset)
         self.config = dataclasses.replace(
             self.config,
-            split=self.config.split or next((s for s in ("val", "test") if s in self.dataset.splits()), "none"),
+            split=self.config.split or self.dataset.default_split or "none",
             protocol=self.config.protocol or self.dataset.default_protocol,
         )
         if "train" not in self.dataset.splits():
@@ -808,16 +807,7 @@ class ComposedRun:
         initial = state.restore(self.model, config.pretrain_epochs)
         if state.epochs_left:
             self.say(f"Pretraining with descriptions, {config.pretrain_epochs} epochs")
-            with unused_parts_expected():
-                self.model.fit(
-                    self.training_data(initial, config.pretrain_epochs),
-                    initial_epoch=initial,
-                    epochs=config.pretrain_epochs,
-                    steps_per_epoch=self.steps,
-                    callbacks=[state],
-                    verbose=self.verbosity,
-                    shuffle=False,
-                )
+            self._fit(initial, config.pretrain_epochs, [state])
         self.compile(pretraining=False)
 
     def prepare_state(self) -> TrainingState:
@@ -841,16 +831,19 @@ class ComposedRun:
         """`model.fit` from the last finished epoch to the end."""
         state = self.prepare_state()
         if state.epochs_left:
-            with unused_parts_expected():
-                self.model.fit(
-                    self.training_data(state.initial_epoch),
-                    initial_epoch=state.initial_epoch,
-                    epochs=self.config.epochs,
-                    steps_per_epoch=self.steps,
-                    callbacks=self.callbacks(),
-                    verbose=self.verbosity,
-                    shuffle=False,
-                )
+            self._fit(state.initial_epoch, self.config.epochs, self.callbacks())
+
+    def _fit(self, initial_epoch: int, epochs: int, callbacks: list[keras.callbacks.Callback]) -> None:
+        with unused_parts_expected():
+            self.model.fit(
+                self.training_data(initial_epoch, epochs),
+                initial_epoch=initial_epoch,
+                epochs=epochs,
+                steps_per_epoch=self.steps,
+                callbacks=callbacks,
+                verbose=self.verbosity,
+                shuffle=False,
+            )
 
     def metrics(self, results: dict[str, CategoryEvaluation]) -> dict[str, Any]:
         """The content of `metrics.json`."""

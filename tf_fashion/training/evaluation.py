@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError
 from tf_fashion.datasets import CategorySplit, ComposedDataset
+from tf_fashion.datasets.val_files import ground_truth
 from tf_fashion.inputs.feature_cache import FeatureTable, image_batches
 from tf_fashion.inputs.pipelines import query_text
 from tf_fashion.models import ComposedRetriever
@@ -101,6 +102,13 @@ class CategoryEvaluation:
         if self.labels is None:
             return image_id == query.target
         return self.labels[image_id] == self.labels[query.target]
+
+    def ground_truth(self) -> np.ndarray:
+        """bool (queries, gallery): `right` for every query and gallery entry."""
+        targets = [query.target for query in self.queries]
+        if self.labels is None:
+            return ground_truth(targets, self.gallery_ids)
+        return ground_truth([self.labels[i] for i in targets], [self.labels[i] for i in self.gallery_ids])
 
 
 def queries_of(part: CategorySplit, protocol: Protocol) -> list[Query]:

@@ -110,7 +110,7 @@ def write_features(folder: Path, results: Mapping[str, CategoryEvaluation], leve
             "query_images": query,
             "test_images": gallery,
             "mod2img_dist": squared_distances(query, gallery),
-            "groundtruth": np.array([[evaluation.right(q, i) for i in evaluation.gallery_ids] for q in evaluation.queries]),
+            "groundtruth": evaluation.ground_truth(),
         }
         for name, array in arrays.items():
             written.append(folder / f"{name}{ending}.npy")

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tests.parity.checks.val_model import (
-    Weights,
     attention_weights,
     build_text,
     gradient_of,
@@ -274,6 +273,3 @@ def train_steps(fixture: Fixture) -> None:
     original = Original(fixture, size, float(fixture.input("depth_multiplier")))
     for variant in ("fixed", "released"):
         _training(fixture, original, variant)
-
-
-__all__ = ["Weights"]
