@@ -10,12 +10,13 @@ from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import UsageError
 from tf_fashion.testing.contracts import run_composer_test
 
-WIDER = {"val", "tirg", "tirg_fiq2020", "tirg_lastconv", "concat", "image_only"}
+EQUAL_WIDTHS = {"sum", "text_only", "combiner"}
+OPTIONS = {"compose_ae": {"conv_channels": 4}}
 
 
-@pytest.mark.parametrize("name", ["concat", "image_only", "sum", "text_only", "tirg", "tirg_fiq2020", "tirg_lastconv", "val"])
+@pytest.mark.parametrize("name", sorted(COMPOSERS))
 def test_contract(name):
-    run_composer_test(COMPOSERS.get(name), text_dim=5 if name in WIDER else None)
+    run_composer_test(COMPOSERS.get(name), OPTIONS.get(name), text_dim=None if name in EQUAL_WIDTHS else 5)
 
 
 def test_scalars():
@@ -40,15 +41,16 @@ def test_val_options_and_levels():
         val({"heads": 3})(maps[0], np.zeros((2, 3), np.float32))
 
 
-@pytest.mark.parametrize("name", ["sum", "text_only"])
+@pytest.mark.parametrize("name", sorted(EQUAL_WIDTHS))
 def test_unequal_widths(name):
     with pytest.raises(UsageError, match="Set the text encoder's `dim` to 4"):
         COMPOSERS.get(name)()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
 
 
-def test_lastconv_needs_a_map():
+@pytest.mark.parametrize("name", ["tirg_lastconv", "film"])
+def test_spatial_composers_need_a_map(name):
     with pytest.raises(UsageError, match="feature maps"):
-        COMPOSERS.get("tirg_lastconv")()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+        COMPOSERS.get(name)()(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
 
 
 def test_contract_catches_a_broken_composer():

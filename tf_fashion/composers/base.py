@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ class Composer(keras.layers.Layer):
     To add one: a file in this folder with a subclass, registered with `@COMPOSERS.register(name)` and
     `@keras.saving.register_keras_serializable("tf_fashion")`, that creates its weights in `build(image_shape, text_shape)`
     and returns all constructor arguments from `get_config`. `tf_fashion.testing.contracts.run_composer_test` then checks the
-    promises below.
+    promises below. Losses of the composer's own go through `self.add_loss` inside `call`.
 
     Class attributes:
         spatial: False: image features are vectors `(batch, dim)`. True: they are maps `(batch, height, width, channels)` and the
@@ -42,6 +43,10 @@ class Composer(keras.layers.Layer):
     uses_text = True
     normalizes_text = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._of_this_replica = threading.local()
+
     def build(self, image_shape: tuple, text_shape: tuple) -> None:
         self.built = True
 
@@ -50,6 +55,20 @@ class Composer(keras.layers.Layer):
 
     def compute_output_shape(self, image_shape: tuple, text_shape: tuple) -> tuple:
         return tuple(image_shape)
+
+    # The replicas of a MirroredStrategy are threads that share this layer, and Keras' list of added losses: each must see its own.
+
+    def add_loss(self, loss: Any) -> None:
+        """As in Keras; each replica of a `tf.distribute` strategy finds the losses of its own rows in `losses`."""
+        known = [x for x in self._added_here() if any(x is y for y in self._losses)]
+        self._of_this_replica.losses = [*known, *keras.tree.flatten(loss)]
+        super().add_loss(loss)
+
+    def _added_here(self) -> list[Any]:
+        return getattr(self._of_this_replica, "losses", [])
+
+    def _get_own_losses(self) -> list[Any]:
+        return [x for x in super()._get_own_losses() if any(x is y for y in self._added_here())]
 
     def _require_equal_widths(self, image_shape: tuple, text_shape: tuple) -> None:
         if image_shape[-1] != text_shape[-1]:

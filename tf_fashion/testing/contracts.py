@@ -77,8 +77,9 @@ def run_layer_test(
     """Checks a layer on given inputs.
 
     Builds it, checks shape (computed = real = expected) and dtype, finite outputs and gradients for all trained weights in
-    training and inference, inference one row at a time, the configuration's way through JSON, a tiny model's way through a
-    `.keras` file without `custom_objects`, and runs under `mixed_float16` and `mixed_bfloat16`.
+    training and inference (weights that only losses of `add_loss` reach need none in inference), inference one row at a time,
+    the configuration's way through JSON, a tiny model's way through a `.keras` file without `custom_objects`, and runs under
+    `mixed_float16` and `mixed_bfloat16`.
 
     Args:
         layer_cls: The class.
@@ -108,16 +109,25 @@ def run_layer_test(
     _expect(computed == tuple(out.shape), f"{name}: compute_output_shape says {computed}, the output has {tuple(out.shape)}")
 
     takes_training = "training" in inspect.signature(layer.call).parameters
-    for training in (False, True):
+    only_by_added_losses: set[str] = set()
+    for training in (True, False):
         options = {"training": training} if takes_training else {}
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             value = layer(*tensors, **options)
             total = tf.reduce_sum(tf.square(tf.cast(value, tf.float32)))
-        _expect_finite(value, f"{name}, training={training}")
-        gradients = tape.gradient(total, [v.value for v in layer.trainable_variables])
-        for variable, gradient in zip(layer.trainable_variables, gradients, strict=True):
-            _expect(gradient is not None, f"{name}: no gradient reaches {variable.path}, training={training}")
-            _expect_finite(gradient, f"{name}: gradient of {variable.path}, training={training}")
+            added = tf.add_n([tf.zeros(()), *layer.losses])
+        _expect_finite((value, added), f"{name}, training={training}")
+        weights = [v.value for v in layer.trainable_variables]
+        both = tape.gradient(total, weights), tape.gradient(added, weights) if layer.losses else [None] * len(weights)
+        del tape
+        for variable, gradient, extra in zip(layer.trainable_variables, *both, strict=True):
+            if gradient is None and extra is not None:
+                only_by_added_losses.add(variable.path)
+            reached = gradient is not None or variable.path in only_by_added_losses
+            _expect(reached, f"{name}: no gradient reaches {variable.path}, training={training}")
+            for part in (gradient, extra):
+                if part is not None:
+                    _expect_finite(part, f"{name}: gradient of {variable.path}, training={training}")
 
     out = layer(*tensors, training=False) if takes_training else layer(*tensors)
     first = [x[:1] for x in tensors]
