@@ -11,6 +11,7 @@ from tf_fashion.encoders.text import TEXT_ENCODERS, sentence_lengths
 from tf_fashion.testing.contracts import run_layer_test
 
 SMALL = {"vocabulary_size": 20, "dim": 6, "embedding_dim": 4, "units": 5}
+BOTH_LEAKS = {"legacy_pool_padding": True, "legacy_padding_leak": True}
 NAMES = ["bigru", "bilstm", "gru", "lstm", "lstm_gru", "swem"]
 
 
@@ -101,15 +102,29 @@ def test_word_dropout_only_in_training():
     assert np.abs(encoder(ids(), training=True) - calm).max() > 1e-4
 
 
-@pytest.mark.parametrize("option", [{"pooling": "sum"}, {"head": "mlp"}, {"initialization": "he"}, {"dim": None}])
+@pytest.mark.parametrize("name", ["lstm", "lstm_gru"])
+def test_padding_leaks_on_request(name):
+    encoder = TEXT_ENCODERS.get(name)(**SMALL, pooling="max", legacy_padding_leak=True, layers=2)
+    out = encoder(ids())
+    every_step = [tf.reduce_max(sequence, axis=1) for sequence in encoder.sequences(ids())[0]]
+    np.testing.assert_allclose(out, encoder.head_dense(tf.concat(every_step, axis=1)), atol=1e-6)
+    assert np.abs(encoder(np.pad(ids(), [[0, 0], [0, 4]])) - out).max() > 1e-4
+    again = type(encoder).from_config(encoder.get_config())
+    assert again.legacy_padding_leak and not TEXT_ENCODERS.get(name)(**SMALL).legacy_padding_leak
+
+
+@pytest.mark.parametrize("option", [{"pooling": "sum"}, {"head": "mlp"}, {"initialization": "he"}, {"dim": None}, BOTH_LEAKS])
 def test_wrong_options(option):
     with pytest.raises(UsageError):
         TEXT_ENCODERS.get("lstm")(**{**SMALL, **option})
 
 
-@pytest.mark.parametrize("name", ["lstm_A", "lstm_B", "lstm_gru_A", "lstm_gru_B", "swem_A", "swem_B", "tirg_lstm"])
+@pytest.mark.parametrize(
+    "name", ["lstm_A", "lstm_B", "lstm_gru_A", "lstm_gru_B", "swem_A", "swem_B", "tirg_lstm", "rtic_lstm", "rtic_lstm_gru"]
+)
 def test_recorded_numbers(name):
-    import tests.parity.checks.text_encoders  # noqa: F401
+    import tests.parity.checks.text_encoders
+    import tests.parity.checks.text_rtic  # noqa: F401
 
     fixture = run_file(shared(f"golden/fashioniq2020/text_{name}.npz"))
     assert fixture.comparisons and [str(c) for c in fixture.comparisons if not c.ok] == []

@@ -188,6 +188,8 @@ class TextEncoder(keras.layers.Layer):
         learned_initial_state, reset_after: See `RecurrentStack`.
         legacy_pool_padding: Pooling by maximum sees the zeros of the padding, so that the vector of a sentence depends on the longest
             one of its batch, as in the released VAL.
+        legacy_padding_leak: Pooling sees what the recurrent layers make of the padding, as in RTIC's code: a sentence's vector
+            depends on the longest one of its batch (pooling "last" takes the last padded step).
 
     Call arguments:
         token_ids: Integer tensor `(batch, steps)`, padded with 0 at the end.
@@ -224,6 +226,7 @@ class TextEncoder(keras.layers.Layer):
         learned_initial_state: bool = False,
         reset_after: bool = True,
         legacy_pool_padding: bool = False,
+        legacy_padding_leak: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -239,6 +242,11 @@ class TextEncoder(keras.layers.Layer):
             raise UsageError(f"{type(self).__name__}: a head needs the width of its result; give `dim`.")
         if units is None and dim is None:
             raise UsageError(f"{type(self).__name__}: give `units` or `dim`.")
+        if legacy_pool_padding and legacy_padding_leak:
+            raise UsageError(
+                f"{type(self).__name__}: legacy_pool_padding (VAL) pools zeros where legacy_padding_leak (RTIC) pools the "
+                "padding's steps; set one of them."
+            )
         self.vocabulary_size = vocabulary_size
         self.dim = dim
         self.embedding_dim = embedding_dim
@@ -258,6 +266,7 @@ class TextEncoder(keras.layers.Layer):
         self.learned_initial_state = learned_initial_state
         self.reset_after = reset_after
         self.legacy_pool_padding = legacy_pool_padding
+        self.legacy_padding_leak = legacy_padding_leak
         self.seed_generator = keras.random.SeedGenerator() if word_dropout else None
 
     def _build_body(self, width: int) -> int:
@@ -344,10 +353,11 @@ class TextEncoder(keras.layers.Layer):
 
     def call(self, token_ids: Any, lengths: Any = None, training: bool | None = None) -> Any:
         sequences, lengths = self.sequences(token_ids, lengths, training)
+        steps = ops.shape(token_ids)[1]
         if self.legacy_pool_padding:
-            steps = ops.shape(token_ids)[1]
             valid = tf.sequence_mask(lengths, steps)[:, :, None]
             sequences = [tf.where(valid, sequence, tf.zeros_like(sequence)) for sequence in sequences]
+        if self.legacy_pool_padding or self.legacy_padding_leak:
             lengths = tf.fill([tf.shape(token_ids)[0]], steps)
         pooled = [pool_sequence(sequence, lengths, self.pooling) for sequence in sequences]
         return self._apply_head(ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0], training)
@@ -387,6 +397,7 @@ class TextEncoder(keras.layers.Layer):
             "learned_initial_state": self.learned_initial_state,
             "reset_after": self.reset_after,
             "legacy_pool_padding": self.legacy_pool_padding,
+            "legacy_padding_leak": self.legacy_padding_leak,
         }
 
 
@@ -438,7 +449,8 @@ class GRUTextEncoder(_RecurrentTextEncoder):
 class LSTMGRUTextEncoder(_RecurrentTextEncoder):
     """LSTM and GRU layers side by side on the same words; the pooled features are concatenated [LSTM, GRU].
 
-    The text tower of the FashionIQ 2020 entry (there 2 layers, 900-wide words, 2048 units). Arguments as `TextEncoder`.
+    The text tower of the FashionIQ 2020 entry (there 2 layers, 900-wide words, 2048 units), and with `pooling="max"` of RTIC.
+    Arguments as `TextEncoder`.
     """
 
     cells = ("lstm", "gru")
@@ -469,8 +481,9 @@ class BiGRUTextEncoder(_RecurrentTextEncoder):
 class SWEMTextEncoder(TextEncoder):
     """Mean and maximum of the word vectors, concatenated, then the head (Shen et al., ACL 2018).
 
-    Arguments as `TextEncoder`; `units`, `layers`, `dropout` and `pooling` are not used. With `vocabulary_size=None` the layer
-    takes ready sentence vectors, floating `(batch, width)`, in place of word ids, and only the head remains.
+    Arguments as `TextEncoder`; `units`, `layers`, `dropout`, `pooling` and the options of the padding are not used. With
+    `vocabulary_size=None` the layer takes ready sentence vectors, floating `(batch, width)`, in place of word ids, and only the
+    head remains.
     """
 
     default_pooling = "mean"
