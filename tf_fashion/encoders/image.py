@@ -24,6 +24,7 @@ from tf_fashion.core.errors import UsageError, WeightsError
 from tf_fashion.core.files import hash_file, hash_json
 from tf_fashion.core.registry import Registry
 from tf_fashion.encoders.slim import MOBILENET_TAPS, RESNET_TAPS, mobilenet_v1, resnet_v2_50
+from tf_fashion.encoders.torch_resnet import TORCH_RESNET_TAPS, TORCH_RESNETS, torch_resnet
 from tf_fashion.inputs.images import ImageSpec, scale_pixels
 from tf_fashion.layers import GeM
 from tf_fashion.layers.descriptors import DESCRIPTORS
@@ -42,8 +43,8 @@ class Backbone:
         scaling: What the network expects of its pixels (see `ImageSpec.scaling`).
         size: Side of the pictures that its ImageNet weights were trained with.
         published: Name of the function in `keras.applications` that knows where its ImageNet weights are, or None.
-        taps: Names of feature taps besides `stage1` ... `stage5` -> layer. VAL's `low`, `mid` and `high` are stages 3, 4 and 5
-            where nothing else is said.
+        taps: Names of feature taps -> layer. Stages that are not named end at the last layer of their size (see `stage_layers`), and
+            VAL's `low`, `mid` and `high` are stages 3, 4 and 5 where nothing else is said.
     """
 
     build: Callable[[int, str | None], keras.Model]
@@ -92,6 +93,17 @@ def _small_cnn(side: int, weights: str | None) -> keras.Model:
 BACKBONES.register("small_cnn")(Backbone(_small_cnn, "tf", 64))
 BACKBONES.register("slim_mobilenet_v1")(Backbone(lambda side, weights: mobilenet_v1(side, side), "tf", 224, taps=MOBILENET_TAPS))
 BACKBONES.register("slim_resnet_v2_50")(Backbone(lambda side, weights: resnet_v2_50(side, side), "tf", 224, taps=RESNET_TAPS))
+
+
+def _torch_resnet(kind: str) -> None:
+    def build(side: int, weights: str | None) -> keras.Model:
+        return torch_resnet(kind, side, side)
+
+    BACKBONES.register(f"torch_{kind}")(Backbone(build, "torch", 224, taps=TORCH_RESNET_TAPS))
+
+
+for _kind in TORCH_RESNETS:
+    _torch_resnet(_kind)
 
 
 def stage_layers(network: keras.Model) -> dict[str, str]:
@@ -222,10 +234,10 @@ class ImageEncoder(keras.layers.Layer):
         self.build(None)
 
     def _cut(self, network: keras.Model) -> keras.Model:
-        stages = stage_layers(network)
-        aliases = {"low": "stage3", "mid": "stage4", "high": "stage5"}
-        stages |= {alias: stages[stage] for alias, stage in aliases.items() if stage in stages}
-        stages |= BACKBONES.get(self.backbone_name).taps
+        stages = {**stage_layers(network), **BACKBONES.get(self.backbone_name).taps}
+        for alias, stage in {"low": "stage3", "mid": "stage4", "high": "stage5"}.items():
+            if stage in stages:
+                stages.setdefault(alias, stages[stage])
         names = {layer.name for layer in network.layers}
         outputs = {}
         for tap in self.taps:
