@@ -30,7 +30,20 @@ def test_cosine_rises_and_falls_to_its_end():
     np.testing.assert_allclose(rates[30], 1.0, rtol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [WarmupStepDecay(1e-4, 8, 10), WarmupCosine(1e-3, 50)])
+def test_cosine_that_ends_with_the_last_step():
+    rates = WarmupCosine(2.0, 40, 0.25, end_at_last_step=True).rates(np.arange(41))
+    np.testing.assert_allclose(rates[[9, 24, 39, 40]], [2.0, 1.0, 0.0, 0.0], rtol=1e-9, atol=1e-15)
+
+
+def test_steps_counted_from_epoch_zero():
+    schedule = WarmupStepDecay(0.01, 64, 10, 0, 0.5, [2, 3], reference_batch=32, first_epoch=0)
+    np.testing.assert_allclose(schedule.rates(np.array([0, 19, 20, 30])), [0.02, 0.02, 0.01, 0.005], rtol=1e-12)
+
+
+OTHERS = [WarmupStepDecay(1e-4, 8, 10, reference_batch=32, first_epoch=0), WarmupCosine(1e-3, 50, end_at_last_step=True)]
+
+
+@pytest.mark.parametrize("schedule", [WarmupStepDecay(1e-4, 8, 10), WarmupCosine(1e-3, 50), *OTHERS])
 def test_schedules_survive_json(schedule):
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
     again = keras.saving.deserialize_keras_object(config)
@@ -84,8 +97,9 @@ def test_saved_with_the_model(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["lr_schedule", "train_steps_tirg"])
+@pytest.mark.parametrize("name", ["lr_schedule", "lr_schedule_rtic", "train_steps_tirg"])
 def test_recorded_numbers(name):
+    import tests.parity.checks.schedules_rtic
     import tests.parity.checks.training_steps  # noqa: F401
 
     fixture = run_file(shared(f"golden/fashioniq2020/{name}.npz"))
