@@ -21,7 +21,7 @@ def lr_schedule_rtic(fixture: Fixture) -> None:
         if match := re.fullmatch(r"cosine_total(\d+)", key):
             schedule: WarmupCosine | WarmupStepDecay = WarmupCosine(1.0, int(match[1]), WARMUP_RATIO, end_at_last_step=True)
         elif re.fullmatch(r"step_epoch0_\d+", key):
-            schedule = WarmupStepDecay(1.0, 32, 1, 0, 0.5**0.5, range(10, 100, 10), reference_batch=32, first_epoch=0)
+            schedule = WarmupStepDecay(1.0, 32, 1, 0, 0.70710678, range(10, 100, 10), reference_batch=32, first_epoch=0)
         else:
             continue
         fixture.compare(key, schedule.rates(np.arange(len(recorded)))[:, None] * factors, rtol=1e-9, atol=1e-15)
