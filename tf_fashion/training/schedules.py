@@ -40,8 +40,8 @@ class WarmupStepDecay(_Schedule):
     `base = learning_rate * batch_size / reference_batch`; the rate of a step is `min(base, base * n / warmup_images)`, n the images
     seen with this step's, times `decay_factor` for every entry of `decay_epochs` that is not after the current epoch.
 
-    RTIC's step policy is `WarmupStepDecay(0.01, batch, steps, warmup_images=0, decay_factor=0.70710678, decay_epochs=range(10, 100, 10),
-    reference_batch=32, first_epoch=0)`.
+    RTIC's step policy is `WarmupStepDecay(0.01, batch, steps, warmup_images=0, decay_factor=0.70710678,
+    decay_epochs=range(10, 100, 10), reference_batch=32, first_epoch=0)`.
 
     Args:
         learning_rate: Rate for `reference_batch` images per step.
