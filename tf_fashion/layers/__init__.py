@@ -1,5 +1,6 @@
-"""Small reusable Keras layers: normalisation, pooling of maps and of word sequences, projection, attention."""
+"""Small reusable Keras layers: normalisation, pooling of maps and of word sequences, projection, attention, graphs."""
 
+from tf_fashion.layers.graph import Adjacency, GraphConvolution
 from tf_fashion.layers.normalization import L2Normalize, ScaledL2Norm, batch_norm, l2_normalize
 from tf_fashion.layers.pooling import GeM, SequencePooling, pool_sequence, reverse_sequence
 from tf_fashion.layers.projection import PROJECTIONS, ProjectionHead
@@ -7,7 +8,9 @@ from tf_fashion.layers.visiolinguistic import VisiolinguisticAttention
 
 __all__ = [
     "PROJECTIONS",
+    "Adjacency",
     "GeM",
+    "GraphConvolution",
     "L2Normalize",
     "ProjectionHead",
     "ScaledL2Norm",
