@@ -8,7 +8,14 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "tf_fashion/__init__.py").read_text()).group(1)
 
-TUNE = ["keras-tuner>=1.4.8,<2", "tensorboard>=2.20", "scikit-learn>=1.5", "scipy>=1.13"]
+TUNE = [
+    "keras-tuner>=1.4.8,<2",
+    "tensorboard>=2.20",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "filelock>=3.13",
+    "threadpoolctl>=3.2",
+]
 HUB = ["tensorflow-hub>=0.16.1"]
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9"]
 

@@ -52,6 +52,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part)
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--data`, `--images`, `--categories`."""
     parser.add_argument(
@@ -176,14 +180,20 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
 
 
-def training_config(args: argparse.Namespace) -> Any:
-    """The `ComposedConfig` of parsed arguments."""
+def config_of(kind: type, args: argparse.Namespace) -> Any:
+    """A configuration (a dataclass) from parsed arguments of the same names."""
     import dataclasses
 
+    names = {field.name for field in dataclasses.fields(kind)}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items() if key in names}
+    return kind(**values)
+
+
+def training_config(args: argparse.Namespace) -> Any:
+    """The `ComposedConfig` of parsed arguments."""
     from tf_fashion.training.composed import ComposedConfig
 
-    names = {field.name for field in dataclasses.fields(ComposedConfig)}
-    return ComposedConfig(**{key: value for key, value in vars(args).items() if key in names})
+    return config_of(ComposedConfig, args)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -278,6 +288,62 @@ def build_parser() -> argparse.ArgumentParser:
     composed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")
     composed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
     composed.set_defaults(run=_evaluate_composed)
+
+    scores = _parser(
+        verbs,
+        "scores",
+        "write how well every gallery entry answers every query, for `ensemble`",
+        "Scores a split with a model and writes a folder with one matrix (queries x gallery) per category, the ids, and the protocol.\n"
+        "The split needs no targets, so a challenge's test split can be scored too.\n\n"
+        "  tf-fashion scores --model runs/a/model.keras --data fashion_iq --split val --out runs/a/scores/val",
+    )
+    scores.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    add_data_arguments(scores)
+    scores.add_argument("--split", help="split to score (default: val, or test where there is no val)")
+    scores.add_argument(
+        "--protocol", help="named protocol (default: the dataset's usual one); all members of an ensemble need the same"
+    )
+    scores.add_argument("--out", required=True, metavar="DIR", help="folder of the score file")
+    scores.add_argument("--name", help="the member's name in tables and pictures (default: the model's folder)")
+    scores.add_argument("--dtype", default="float32", help="float32, or float16 for half the size and about three digits")
+    scores.add_argument(
+        "--skip-bad-images", action="store_true", help="leave out unusable pictures; the galleries of members must agree"
+    )
+    scores.add_argument("--overwrite", action="store_true", help="replace older scores in --out")
+    scores.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    scores.set_defaults(run=_scores)
+
+    ensemble = _parser(
+        verbs,
+        "ensemble",
+        "fuse the scores of several models",
+        "Finds the weights of a weighted sum of score files with keras-tuner's Bayesian optimisation and measures them by\n"
+        "cross-fitting: the weights that a query is ranked with were found without it. Writes to --out:\n"
+        "  ensemble.json, metrics.json, contributions.png, ranking.SPLIT.json, fused/ (a score file), submission/ (with --test)\n"
+        "An interrupted search is continued by the same command; with more --trials it goes on. It needs the extra `tune`.\n\n"
+        "  tf-fashion ensemble --members runs/a/scores/val runs/b/scores/val --out runs/both\n"
+        "  tf-fashion ensemble --members runs/a/scores/val runs/b/scores/val --out runs/both \\\n"
+        "    --test runs/a/scores/test runs/b/scores/test",
+    )
+    ensemble.add_argument("--members", nargs="+", required=True, metavar="DIR", help="score files of one split, with targets")
+    ensemble.add_argument(
+        "--test", nargs="+", default=(), metavar="DIR", help="score files of the same models on the test split, in the same order"
+    )
+    ensemble.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    ensemble.add_argument(
+        "--normalise",
+        default="zscore",
+        help="how scores of different models are made comparable, query by query: zscore, cosine, rank, or raw (with each model's "
+        "learned scale as a hidden weight, as the FashionIQ 2020 entry did)",
+    )
+    ensemble.add_argument("--trials", type=int, default=100, help="weightings to try in each search")
+    ensemble.add_argument("--folds", type=int, default=5, help="parts of the queries for cross-fitting")
+    ensemble.add_argument("--weights", type=_numbers, metavar="W,W", help="use these weights instead of searching")
+    ensemble.add_argument("--seed", type=int, default=0)
+    ensemble.add_argument("--no-fused", dest="fused", action="store_false", help="do not write the fused score matrices")
+    ensemble.add_argument("--overwrite", action="store_true", help="throw away another search in --out")
+    ensemble.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    ensemble.set_defaults(run=_ensemble)
 
     embed = _parser(
         verbs,
@@ -417,6 +483,37 @@ def _evaluate_composed(args: argparse.Namespace) -> int:
         args.progress,
         args.features,
     )
+    return 0
+
+
+def _scores(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.ensembling import export_scores
+
+    folder = export_scores(
+        args.model,
+        args.data,
+        args.images,
+        args.dataset,
+        args.categories,
+        args.split,
+        args.protocol,
+        args.out,
+        args.dtype,
+        args.skip_bad_images,
+        args.overwrite,
+        args.progress,
+        args.name,
+    )
+    print(f"The scores are in {folder}. Fuse them with others: tf-fashion ensemble --members {folder} ... --out DIR")
+    return 0
+
+
+def _ensemble(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.ensembling import EnsembleConfig, build_ensemble
+
+    build_ensemble(config_of(EnsembleConfig, args))
     return 0
 
 

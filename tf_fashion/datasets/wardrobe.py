@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import read_json, write_json
+from tf_fashion.core.machine import cpu_count
 from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, split_counts
 from tf_fashion.datasets.wardrobe_drawing import Pose, draw_garment, draw_item, lay_on, studio
 from tf_fashion.datasets.wardrobe_garments import CATEGORIES, Attributes, Identity
@@ -253,7 +254,7 @@ def _write_pictures(root: Path, arguments: dict[str, Any], progress: bool, worke
     seed, size = arguments["seed"], arguments["size"]
     there = sum(1 for entry in os.scandir(folder) if entry.name.endswith(".jpg"))
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cpu_count()
         # Starting processes costs about a second each, and daemons may not have children.
         if arguments["items"] - there < SERIAL_BELOW or multiprocessing.current_process().daemon:
             workers = 1

@@ -287,13 +287,45 @@ def evaluate_category(
     from tf_fashion.retrieval.search import rank_counts, ranks_of_positives
 
     ids, targets = list(gallery_ids), list(target_ids)
-    cuts = protocol.ks if ks is None else tuple(ks)
     for name, rows, expected in (
         ("query_embeddings", query_embeddings, len(targets)),
         ("gallery_embeddings", gallery_embeddings, len(ids)),
     ):
         if len(np.shape(rows)) != 2 or np.shape(rows)[0] != expected:
             raise UsageError(f"{name} must have one row per id ({expected}), got shape {tuple(np.shape(rows))}.")
+    answers = answers_of(ids, targets, reference_ids, protocol, labels)
+    options: dict[str, Any] = {"exclude": answers.exclude, "metric": metric, "precision": precision}
+    if protocol.hit == "id":
+        columns = np.array([places[0] for places in answers.right])
+        counts = rank_counts(query_embeddings, gallery_embeddings, columns, **options)
+    else:
+        positives = ranks_of_positives(query_embeddings, gallery_embeddings, answers.right, **options)
+        counts = _of_the_best(positives.splits, positives.counts)
+    return result_of_counts(counts, len(ids), protocol, ks)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which gallery entries answer each query, and which it must not find.
+
+    Attributes:
+        right: Gallery positions per query, ascending, at least one each.
+        exclude: None, or int64 (Q, m) gallery positions, -1 for "none".
+    """
+
+    right: list[list[int]]
+    exclude: np.ndarray | None
+
+
+def answers_of(
+    gallery_ids: Sequence[str],
+    target_ids: Sequence[str],
+    reference_ids: Sequence[str] | None,
+    protocol: Protocol,
+    labels: Mapping[str, str] | None = None,
+) -> Answers:
+    """Finds a category's right answers under a protocol; arguments and errors as of `evaluate_category`."""
+    ids, targets = list(gallery_ids), list(target_ids)
     if not targets:
         raise DataError("There are no queries to evaluate.")
     if protocol.hit == "id" or labels is not None:
@@ -318,25 +350,39 @@ def evaluate_category(
                 f"Protocol {protocol.name!r} removes the reference, but in {len(same)} of {len(targets)} queries reference and "
                 f"target are the same id: {_named(same)}."
             )
-        removed = [places.get(entry, []) for entry in reference_ids]
-        width = max(1, max(map(len, removed)))
-        exclude = np.array([entry + [-1] * (width - len(entry)) for entry in removed])
-    if protocol.hit == "id":
-        columns = np.array([places[entry][0] for entry in targets])
-        counts = rank_counts(query_embeddings, gallery_embeddings, columns, exclude=exclude, metric=metric, precision=precision)
-    else:
-        right = [places[entry] for entry in targets] if labels is None else _labelled(ids, targets, labels)
-        if exclude is not None and labels is not None:
+        exclude = excluded_positions(places, reference_ids)
+    right = [places[entry] for entry in targets]
+    if protocol.hit == "any" and labels is not None:
+        right = _labelled(ids, targets, labels)
+        if exclude is not None:
             # The reference may carry the target's label; what is taken out of the gallery cannot be found.
             right = [[place for place in rows if place not in gone] for rows, gone in zip(right, exclude.tolist(), strict=True)]
-        positives = ranks_of_positives(query_embeddings, gallery_embeddings, right, exclude=exclude, metric=metric, precision=precision)
-        counts = _of_the_best(positives.splits, positives.counts)
+    return Answers(right, exclude)
+
+
+def excluded_positions(places: Mapping[str, Sequence[int]], ids: Sequence[str]) -> np.ndarray:
+    """int64 (Q, m): the gallery positions of each query's id, filled up with -1."""
+    removed = [list(places.get(entry, ())) for entry in ids]
+    width = max(1, max(map(len, removed), default=1))
+    return np.array([entry + [-1] * (width - len(entry)) for entry in removed], np.int64).reshape(-1, width)
+
+
+def result_of_counts(counts: RankCounts, gallery: int, protocol: Protocol, ks: Iterable[int] | None = None) -> CategoryResult:
+    """The result of a category whose targets (or best right entries) have these rank counts.
+
+    Args:
+        counts: One entry per query.
+        gallery: Number of gallery entries.
+        protocol: Decides on ties, and on the cut-offs unless `ks` does.
+        ks: Cut-offs of the recalls.
+    """
+    cuts = protocol.ks if ks is None else tuple(ks)
     return CategoryResult(
         recall=recall_at_k(counts, cuts, protocol.tie),
         pessimistic=recall_at_k(counts, cuts, "pessimistic"),
         optimistic=recall_at_k(counts, cuts, "optimistic"),
-        queries=len(targets),
-        gallery=len(ids),
+        queries=len(counts),
+        gallery=gallery,
         counts=counts,
         protocol=protocol,
     )

@@ -201,13 +201,30 @@ def top_k_of_scores(scores: Any, k: int, exclude: Any = None) -> tuple[np.ndarra
         raise UsageError(f"k must be at least 1, got {k}.")
     matrix = _without(matrix, exclude)
     width = min(k, matrix.shape[1])
-    order = np.argsort(-matrix, axis=1, kind="stable")[:, :width]
+    order = _best_columns(matrix, width)
     values = np.full((len(matrix), k), -np.inf, matrix.dtype)
     positions = np.full((len(matrix), k), -1, np.int64)
     values[:, :width] = np.take_along_axis(matrix, order, axis=1)
     positions[:, :width] = order
     positions[np.isneginf(values)] = -1
     return values, positions
+
+
+def _best_columns(matrix: np.ndarray, width: int) -> np.ndarray:
+    """The columns of the `width` greatest values of each row, greatest first, equal ones from left to right."""
+    if width < matrix.shape[1]:
+        # All that reach the width-th greatest value: a few more than wanted where there are ties.
+        least = np.partition(matrix, matrix.shape[1] - width, axis=1)[:, -width]
+        rows, columns = np.nonzero(matrix >= least[:, None])
+        most = int(np.bincount(rows, minlength=len(matrix)).max(initial=0))
+        if most <= 4 * width:
+            places = np.full((len(matrix), most), matrix.shape[1], np.int64)
+            places[rows, np.arange(len(rows)) - np.searchsorted(rows, rows)] = columns
+            values = np.take_along_axis(matrix, np.minimum(places, matrix.shape[1] - 1), axis=1)
+            values[places == matrix.shape[1]] = -np.inf
+            order = np.argsort(-values, axis=1, kind="stable")[:, :width]
+            return np.take_along_axis(places, order, axis=1)
+    return np.argsort(-matrix, axis=1, kind="stable")[:, :width]
 
 
 def rank_counts_of_scores(scores: Any, targets: Any, exclude: Any = None) -> RankCounts:

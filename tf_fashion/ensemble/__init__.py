@@ -1,0 +1,1 @@
+"""Score files, their fusion, the search for fusion weights, and the challenge's submission."""

@@ -1,0 +1,182 @@
+"""Fusion weights that are found on some queries and measured on others."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import hash_json, make_out_folder
+from tf_fashion.ensemble.fusion import Fusion
+from tf_fashion.ensemble.scores import CategoryScores
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """The result of a search.
+
+    Attributes:
+        weights: float64 (members,), at least 0, sum 1: found on all queries.
+        objective: Mean over categories and cut-offs of the recall that they reach on those same queries, in percent: optimistic.
+        folds: float64 (folds, members): found without each fold's queries.
+        per_query: Category -> float64 (queries, members): for each query the weights that were found without it.
+        trials: Trials of each search.
+    """
+
+    weights: np.ndarray
+    objective: float
+    folds: np.ndarray
+    per_query: dict[str, np.ndarray]
+    trials: int
+
+
+def assign_folds(part: CategoryScores, folds: int, seed: int) -> np.ndarray:
+    """int64 (Q,): a fold for each query, drawn at random; queries that share a reference or a target share the fold.
+
+    Raises:
+        UsageError: fewer than two folds, or more than there are groups of queries.
+    """
+    # Connected components: two queries are linked by a common picture.
+    parent: dict[str, str] = {}
+
+    def root(entry: str) -> str:
+        while parent.setdefault(entry, entry) != entry:
+            parent[entry] = parent[parent[entry]]
+            entry = parent[entry]
+        return entry
+
+    def fold_keys(link: str) -> list[str]:
+        return [root(str(getattr(query, link))) for query in part.queries]
+
+    for query in part.queries:
+        parent[root(query.reference)] = root(str(query.target))
+    keys = fold_keys("reference")
+    if max(np.unique(keys, return_counts=True)[1]) > len(keys) / folds:
+        # Chains of pictures tie too many queries together: then only the answers are kept apart.
+        keys = [str(query.target) for query in part.queries]
+    names = list(dict.fromkeys(keys))
+    if not 2 <= folds <= len(names):
+        raise UsageError(f"--folds: expected 2 to {len(names)} for {part.category!r} with {len(part.queries)} queries, found {folds}.")
+    random = np.random.default_rng([seed, int(hash_json(part.category)[:8], 16)])
+    # The largest groups first, each to the fold with the fewest queries so far.
+    sizes = dict(zip(*np.unique(keys, return_counts=True), strict=True))
+    order = sorted(random.permutation(names).tolist(), key=lambda name: -sizes[name])
+    load, fold_of = np.zeros(folds, np.int64), {}
+    for name in order:
+        fold_of[name] = int(np.argmin(load))
+        load[fold_of[name]] += sizes[name]
+    return np.array([fold_of[key] for key in keys])
+
+
+class _Objective:
+    """Mean recall of weightings on the queries of some folds; what several searches try is ranked once."""
+
+    def __init__(self, fusion: Fusion, assigned: Mapping[str, np.ndarray]) -> None:
+        self.ks = fusion.protocol.ks
+        self.contests = {category: fusion.contests(category, fold_of) for category, fold_of in assigned.items()}
+        self.names = [f"w{number}" for number in range(len(fusion.members))]
+        self._hits: dict[tuple[bytes, str, int], float] = {}
+
+    @property
+    def checksum(self) -> int:
+        """Of everything that the search can see."""
+        total = 0
+        for contest in (contest for contests in self.contests.values() for contest in contests):
+            for array in (contest.always, contest.starts, contest.differences):
+                total = zlib.crc32(np.ascontiguousarray(array).data, total)
+        return total
+
+    def weights(self, values: Mapping[str, Any]) -> np.ndarray:
+        found = np.array([float(values[name]) for name in self.names])
+        return found / found.sum() if found.sum() > 0 else np.full(len(found), 1.0 / len(found))
+
+    def _fold_hits(self, weights: np.ndarray, category: str, fold: int) -> float:
+        """Sum over a fold's queries of the share of cut-offs within which the target is found."""
+        key = (weights.tobytes(), category, fold)
+        if key not in self._hits:
+            ranks = self.contests[category][fold].ranks(weights)
+            self._hits[key] = sum(int((ranks <= k).sum()) for k in self.ks) / len(self.ks)
+        return self._hits[key]
+
+    def mean_recall(self, weights: np.ndarray, folds: Collection[int]) -> float:
+        """Mean over categories (and cut-offs) of the recall on the queries of some folds."""
+        means = []
+        for category, contests in self.contests.items():
+            queries = sum(len(contests[fold].always) for fold in folds)
+            means.append(sum(self._fold_hits(weights, category, fold) for fold in folds) / max(queries, 1))
+        return sum(means) / len(means)
+
+
+def fit_weights(
+    fusion: Fusion,
+    folder: Path,
+    trials: int = 100,
+    folds: int = 5,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> FittedWeights:
+    """Searches for the weights of an ensemble with keras-tuner's Bayesian optimisation, once on all queries and once without each fold.
+
+    The first trials are equal weights and each member alone, so that the result is never worse than those on the queries of its
+    search.
+
+    Args:
+        fusion: The members; every query needs a target.
+        folder: Where the searches keep their state: the same call continues them.
+        trials: Trials of each search.
+        folds: Into how many parts the queries of every category are cut.
+        seed: Of folds and searches.
+        overwrite: Whether other searches in the folder are thrown away.
+        progress: Whether to show progress bars.
+
+    Raises:
+        UsageError, DataError: see `ensemble.tuner.search` and `assign_folds`; DataError for queries without targets.
+    """
+    from tf_fashion.ensemble.tuner import alone, best_of, search, space_of
+
+    if not fusion.has_targets:
+        raise DataError(
+            f"{fusion.members[0].folder}: weights are found on queries with targets, and these have none. Give the val scores."
+        )
+    members = len(fusion.members)
+    assigned = {c: assign_folds(part, folds, seed) for c, part in fusion.members[0].categories.items()}
+    objective = _Objective(fusion, assigned)
+    starts = [dict.fromkeys(objective.names, 1.0)]
+    starts += [{name: float(name == one) for name in objective.names} for one in objective.names if members > 1]
+    identity = {
+        "members": [member.name for member in fusion.members],
+        "scores": objective.checksum,
+        "normalise": fusion.how,
+        "protocol": fusion.protocol.fingerprint,
+        "folds": folds,
+    }
+
+    def find(name: str, chosen: Collection[int]) -> tuple[np.ndarray, float]:
+        found = best_of(
+            search(
+                lambda values, trial: objective.mean_recall(objective.weights(values), chosen),
+                space_of(dict.fromkeys(objective.names, (0.0, 1.0))),
+                folder / name,
+                trials,
+                seed,
+                starts,
+                {**identity, "search": name},
+                overwrite,
+                label=name,
+                progress=progress,
+            )
+        )
+        return objective.weights(found.values), 100.0 * float(found.score or 0.0)
+
+    every = range(folds)
+    with alone(make_out_folder(folder)):
+        each = [find(f"without-fold-{fold}", [other for other in every if other != fold])[0] for fold in every]
+        weights, best = find("all", every)
+    per_query = {category: np.stack(each)[fold_of] for category, fold_of in assigned.items()}
+    return FittedWeights(weights, best, np.stack(each), per_query, trials)
