@@ -19,6 +19,7 @@ from tf_fashion.core.errors import UsageError
 from tf_fashion.core.registry import Registry
 from tf_fashion.layers import batch_norm, pool_sequence, reverse_sequence
 from tf_fashion.layers.pooling import SEQUENCE_POOLINGS
+from tf_fashion.layers.recurrent import GRU, LSTM
 
 TEXT_ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
 
@@ -108,7 +109,7 @@ class RecurrentStack(keras.layers.Layer):
                 options[f"{weight}_initializer"] = keras.initializers.RandomUniform(-limit, limit)
         if self.cell == "gru":
             options["reset_after"] = self.reset_after
-        layer = (keras.layers.LSTM if self.cell == "lstm" else keras.layers.GRU)(self.units, **options)
+        layer = (LSTM if self.cell == "lstm" else GRU)(self.units, **options)
         layer.build((None, None, width))
         return layer
 

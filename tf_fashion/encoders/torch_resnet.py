@@ -89,7 +89,11 @@ class SymmetricConv2D(keras.layers.Conv2D):
 
     def _convolve(self, inputs: Any, kernel: Any) -> Any:
         pad = self.kernel_size[0] // 2
-        return tf.nn.conv2d(inputs, kernel, self.strides, [[0, 0], [pad, pad], [pad, pad], [0, 0]] if pad else "VALID")
+        if self.strides == (1, 1):
+            return tf.nn.conv2d(inputs, kernel, 1, "SAME")
+        if pad:
+            inputs = tf.pad(inputs, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+        return tf.nn.conv2d(inputs, kernel, self.strides, "VALID")
 
     def _joined_kernel(self, joined: int) -> tf.Tensor:
         """Each `joined` groups as one group whose kernel is zero between channels of different groups."""

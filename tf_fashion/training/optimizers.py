@@ -24,6 +24,23 @@ def _multiplier(lr_multipliers: Mapping[str, float], path: str) -> float:
     return next((factor for expression, factor in lr_multipliers.items() if re.search(expression, path)), 1.0)
 
 
+def _adam_step(variable: Any, m: Any, v: Any, gradient: Any, rate: Any, beta_1: float, beta_2: float, epsilon: Any) -> None:
+    """Moves both moments, then `variable -= rate m / (sqrt(v) + epsilon)`: one kernel that reads and writes every number once."""
+    kind = variable.dtype
+    parts = [part.value if isinstance(part, keras.Variable) else part for part in (variable, m, v)]
+    tf.raw_ops.ResourceApplyAdam(
+        **{name: part.handle for name, part in zip(("var", "m", "v"), parts, strict=True)},
+        # The correction of the moments is part of the rate.
+        beta1_power=tf.zeros((), kind),
+        beta2_power=tf.zeros((), kind),
+        lr=tf.cast(rate, kind),
+        beta1=tf.cast(beta_1, kind),
+        beta2=tf.cast(beta_2, kind),
+        epsilon=tf.cast(epsilon, kind),
+        grad=tf.cast(gradient, kind),
+    )
+
+
 @keras.saving.register_keras_serializable("tf_fashion")
 class TFAdam(keras.optimizers.Adam):
     """Adam as TensorFlow 1 has it: `theta <- theta - lr_t m / (sqrt(v) + epsilon)`, `lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)`.
@@ -70,9 +87,7 @@ class TFAdam(keras.optimizers.Adam):
         corrected = tf.sqrt(1.0 - tf.pow(tf.cast(self.beta_2, kind), step)) / (1.0 - tf.pow(tf.cast(self.beta_1, kind), step))
         rate = tf.cast(learning_rate, kind) * self._factors[index] * corrected
         m, v = self._momentums[index], self._velocities[index]
-        self.assign_add(m, (gradient - m) * (1.0 - self.beta_1))
-        self.assign_add(v, (tf.square(gradient) - v) * (1.0 - self.beta_2))
-        self.assign_sub(variable, rate * tf.cast(m, kind) / (tf.sqrt(tf.cast(v, kind)) + self.epsilon))
+        _adam_step(variable, m, v, gradient, rate, self.beta_1, self.beta_2, self.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -154,15 +169,13 @@ class GroupedAdamW(keras.optimizers.AdamW):
         rate = tf.cast(learning_rate, kind) * self._factors[index]
         gradient = tf.cast(tf.convert_to_tensor(gradient), kind)
         step = tf.cast(self.iterations + 1, kind)
-        m, v = self._momentums[index], self._velocities[index]
-        self.assign_add(m, (gradient - m) * (1.0 - self.beta_1))
-        self.assign_add(v, (tf.square(gradient) - v) * (1.0 - self.beta_2))
-        m_hat = tf.cast(m, kind) / (1.0 - tf.pow(tf.cast(self.beta_1, kind), step))
-        v_hat = tf.cast(v, kind) / (1.0 - tf.pow(tf.cast(self.beta_2, kind), step))
-        update = rate * m_hat / (tf.sqrt(v_hat) + self.epsilon)
         if self._decays[index]:
-            update += tf.cast(variable, kind) * (rate * self._decays[index])
-        self.assign_sub(variable, update)
+            self.assign(variable, tf.convert_to_tensor(variable) * (1.0 - rate * self._decays[index]))
+        # Both moments' corrections, taken out of the fraction.
+        root = tf.sqrt(1.0 - tf.pow(tf.cast(self.beta_2, kind), step))
+        corrected = rate * root / (1.0 - tf.pow(tf.cast(self.beta_1, kind), step))
+        m, v = self._momentums[index], self._velocities[index]
+        _adam_step(variable, m, v, gradient, corrected, self.beta_1, self.beta_2, self.epsilon * root)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "lr_multipliers": self.lr_multipliers, "decay_vectors": self.decay_vectors}
