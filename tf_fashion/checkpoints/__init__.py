@@ -3,5 +3,18 @@
 from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
 from tf_fashion.checkpoints.convert import convert_weights
 from tf_fashion.checkpoints.tf_slim import load_slim, read_checkpoint
+from tf_fashion.checkpoints.torch_files import read_safetensors, read_torch, read_weights
+from tf_fashion.checkpoints.torch_weights import load_fashion_iq_2020, load_torchvision
 
-__all__ = ["CONVERTERS", "ConversionReport", "convert_weights", "load_slim", "read_checkpoint"]
+__all__ = [
+    "CONVERTERS",
+    "ConversionReport",
+    "convert_weights",
+    "load_fashion_iq_2020",
+    "load_slim",
+    "load_torchvision",
+    "read_checkpoint",
+    "read_safetensors",
+    "read_torch",
+    "read_weights",
+]

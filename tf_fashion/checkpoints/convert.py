@@ -15,7 +15,7 @@ def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = Fa
     """Converts a checkpoint into a Keras weights file; an older file of that name is replaced, and only if all went well.
 
     Args:
-        source: The checkpoint (see `checkpoints.tf_slim.read_checkpoint`).
+        source: The checkpoint (see `tf_slim.read_checkpoint` and `torch_files.read_weights`).
         to: Name of the network in `CONVERTERS`, which is also its name in `encoders.image.BACKBONES`.
         out: Ends in `.weights.h5`.
         ema: Takes moving averages of the weights instead of the weights.
@@ -25,8 +25,9 @@ def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = Fa
 
     Raises:
         UsageError: unknown `to`, or `out` cannot be written or has another ending.
-        WeightsError: the checkpoint is unreadable or belongs to another network.
-        DataError: the disk is full.
+        WeightsError: the checkpoint is not there, unreadable (TF-slim), or belongs to another network.
+        DataError: a file of PyTorch is damaged or asks for more than tensors; or the disk is full.
+        MissingExtraError: a .safetensors file without the package `safetensors`.
     """
     convert = CONVERTERS.get(to)
     out = Path(out)

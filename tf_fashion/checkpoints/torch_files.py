@@ -1,0 +1,482 @@
+"""Files of PyTorch and of safetensors, read without PyTorch and without executing what is in them.
+
+A `.pt` or `.pth` file is a pickle, whose instructions name functions to call. The reader knows the few that rebuild tensors, as
+inert stand-ins of its own; any other name is refused before anything is called. Storages come from beside the pickle: members
+of a zip archive (PyTorch 1.6 and later), or raw bytes after it (earlier, and many published weights).
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tf_fashion.core.errors import DataError, MissingExtraError, WeightsError
+
+_DTYPES = {
+    "Float": "<f4",
+    "Double": "<f8",
+    "Half": "<f2",
+    # The upper half of a float32; widened when the tensor is read.
+    "BFloat16": "<u2",
+    "Long": "<i8",
+    "Int": "<i4",
+    "Short": "<i2",
+    "Char": "i1",
+    "Byte": "u1",
+    "Bool": "?",
+}
+_SAFE_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+# A view that repeats its elements (stride 0) may be larger than its storage, up to this many elements.
+_REPEATED = 1 << 26
+# Entries of all dictionaries, lists and tuples of a file together.
+_ENTRIES = 1_000_000
+_DEPTH = 100
+# A pickle without its storages. State dictionaries need some hundred bytes per tensor; lists of captions a few megabytes.
+_PICKLE_BYTES = 256 << 20
+_FORBIDDEN_OPCODES = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
+
+
+class _Refused(Exception):
+    """Why a file is not read; becomes a `DataError` with the file's name."""
+
+
+class _Sealed:
+    """What a pickle gets hold of and must not change: it may give a state to any object that it has made."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("it changes something that is no parameter")
+
+
+@dataclass
+class _Storage:
+    """A flat array that is known before its bytes are read."""
+
+    kind: str
+    key: str
+    elements: int
+    data: np.ndarray | None = None
+
+
+@dataclass
+class _View(_Sealed):
+    """A part of a storage, as the persistent ids of the older format have it."""
+
+    storage: _Storage
+    offset: int
+    elements: int
+
+
+@dataclass
+class _Tensor(_Sealed):
+    """A tensor that is known before its storage is read."""
+
+    view: _View
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    array: np.ndarray | None = field(default=None, repr=False)
+
+    def read(self) -> np.ndarray:
+        if self.array is None:
+            data = self.view.storage.data
+            if data is None:
+                raise _Refused(f"the bytes of storage {self.view.storage.key} are not in the file")
+            part = data[self.view.offset + self.offset :]
+            strides = [stride * part.itemsize for stride in self.stride]
+            self.array = np.lib.stride_tricks.as_strided(part, self.size, strides, writeable=False)
+            if self.view.storage.kind == "BFloat16":
+                self.array = _widen(self.array)
+        return self.array
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    """bfloat16, as its bits in uint16, to float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def _integers(values: Any, what: str) -> tuple[int, ...]:
+    # Nothing of the values is printed: a few shared lists inside each other would fill the memory.
+    if not isinstance(values, tuple) or not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in values):
+        raise _Refused(f"a tensor's {what} is not made of sensible numbers")
+    return values
+
+
+# Stand-ins for the names that a pickle may mention.
+
+
+@dataclass
+class _StorageKind(_Sealed):
+    """Stands for a class like `torch.FloatStorage`."""
+
+    kind: str
+
+
+class _RebuildTensor(_Sealed):
+    """Stands for `torch._utils._rebuild_tensor_v2` and the older `_rebuild_tensor`."""
+
+    def __call__(self, storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *rest: Any) -> _Tensor:
+        if not isinstance(storage, _View):
+            raise _Refused("a tensor has no storage")
+        size, stride = _integers(size, "size"), _integers(stride, "stride")
+        (offset,) = _integers((offset,), "offset")
+        if len(size) != len(stride) or len(size) > 32:
+            raise _Refused(f"a tensor has {len(size)} sizes and {len(stride)} strides")
+        count = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset - 1
+        if last >= storage.elements or offset > storage.elements:
+            raise _Refused(f"a tensor of size {size} reaches beyond its storage of {storage.elements} elements")
+        if count > max(storage.elements, _REPEATED):
+            raise _Refused(f"a tensor of size {size} repeats a storage of only {storage.elements} elements")
+        return _Tensor(storage, offset, size, stride)
+
+
+class _RebuildParameter(_Sealed):
+    """Stands for `torch._utils._rebuild_parameter`."""
+
+    def __call__(self, data: Any = None, *rest: Any) -> _Tensor:
+        if not isinstance(data, _Tensor):
+            raise _Refused("a parameter is no tensor")
+        return data
+
+
+class _Parameter:
+    """Stands for `torch.nn.parameter.Parameter`, which the first releases of PyTorch pickled as an object with a state."""
+
+    data: Any
+
+    def __new__(cls, data: Any = None) -> _Parameter:
+        made = super().__new__(cls)
+        made.data = data
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        # Of the two states that there were, the longer one begins with the tensor.
+        if isinstance(state, tuple) and len(state) == 5:
+            self.data = state[0]
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("torch.nn.parameter", "Parameter"): _Parameter,
+    **{("torch", f"{kind}Storage"): _StorageKind(kind) for kind in _DTYPES},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Rebuilds dictionaries, lists, numbers, strings and tensors; `storages` collects what has to be read besides."""
+
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage]) -> None:
+        super().__init__(file, encoding="utf-8", errors="surrogateescape")
+        self.storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Refused(
+                f"it asks for {module}.{name}, which is neither a tensor nor a plain value. Nothing of it was executed"
+            ) from None
+
+    def persistent_load(self, identity: Any) -> _View:
+        if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+            raise _Refused("it refers to something that is no storage")
+        _, kind, key, _, elements = identity[:5]
+        if not isinstance(kind, _StorageKind) or not isinstance(key, (str, int)):
+            raise _Refused("a storage has no type or no name")
+        (elements,) = _integers((elements,), "number of elements")
+        view = identity[5] if len(identity) == 6 else None
+        if view is not None and (not isinstance(view, tuple) or len(view) != 3):
+            raise _Refused("a view of a storage has no place")
+        offset, length = (0, elements) if view is None else _integers(view[1:], "view")
+        if offset + length > elements:
+            raise _Refused(f"a view reaches beyond its storage of {elements} elements")
+        storage = self.storages.setdefault(f"{key}/{kind.kind}", _Storage(kind.kind, str(key), elements))
+        if storage.elements != elements:
+            raise _Refused(f"storage {key} has two lengths")
+        return _View(storage, offset, length)
+
+
+def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
+    """One pickle of a stream, which is left behind its end."""
+    start, opcodes, largest = file.tell(), 0, 0
+    for opcode, argument, _ in pickletools.genops(file):
+        opcodes += 1
+        if opcode.name in _FORBIDDEN_OPCODES:
+            raise _Refused(f"its pickle has the instruction {opcode.name}, which PyTorch never writes")
+        if "PUT" in opcode.name:
+            # The reader's table is as long as the largest index.
+            largest = max(largest, int(argument or 0))
+    if largest > opcodes:
+        raise _Refused(f"its pickle numbers {largest} objects in {opcodes} instructions")
+    end = file.tell()
+    if end - start > _PICKLE_BYTES:
+        raise _Refused(f"its pickle is {(end - start) >> 20} MiB long")
+    file.seek(start)
+    value = _Unpickler(io.BytesIO(file.read(end - start)), storages).load()
+    file.seek(end)
+    return value
+
+
+def _finish(value: Any) -> Any:
+    """The unpickled value with arrays in place of tensors; what refers to the same object twice does so afterwards too."""
+    done: dict[int, Any] = {}
+    within: set[int] = set()
+    entries = 0
+
+    def walk(item: Any) -> Any:
+        nonlocal entries
+        if item is None or isinstance(item, (bool, int, float, complex, str, bytes)):
+            return item
+        if isinstance(item, _Parameter):
+            item = item.data
+        if isinstance(item, _Tensor):
+            return item.read()
+        if id(item) in done:
+            return done[id(item)]
+        if not isinstance(item, (dict, list, tuple, set, frozenset)):
+            raise _Refused(f"it has a value of type {type(item).__name__.strip('_')}, which is neither a tensor nor plain")
+        if id(item) in within or len(within) > _DEPTH:
+            raise _Refused(f"its values contain themselves or are nested more than {_DEPTH} deep")
+        entries += len(item)
+        if entries > _ENTRIES:
+            raise _Refused(f"it has more than {_ENTRIES} entries")
+        within.add(id(item))
+        result: Any
+        if isinstance(item, dict):
+            strange = [type(key).__name__ for key in item if not isinstance(key, (str, int, float, bool, type(None)))]
+            if strange:
+                raise _Refused(f"a dictionary has a key of type {strange[0]}")
+            result = {key: walk(entry) for key, entry in dict.items(item)}
+        else:
+            result = type(item)(walk(entry) for entry in item)
+        within.remove(id(item))
+        done[id(item)] = result
+        return result
+
+    return walk(value)
+
+
+def _fill_from_bytes(storage: _Storage, data: Any) -> None:
+    kind = np.dtype(_DTYPES[storage.kind])
+    if len(data) != storage.elements * kind.itemsize:
+        raise _Refused(
+            f"storage {storage.key} has {len(data)} bytes, but {storage.elements} elements of {kind.itemsize} bytes are announced"
+        )
+    storage.data = np.frombuffer(data, kind)
+
+
+def _read_zip(file: BinaryIO) -> Any:
+    size = _left(file)
+    with zipfile.ZipFile(file) as archive:
+        members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            parts = re.split(r"[/\\]", member.filename)
+            if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0] or "\0" in member.filename:
+                raise _Refused(f"its member {member.filename!r} leaves the archive")
+            if member.filename in members:
+                raise _Refused(f"its member {member.filename!r} is there twice")
+            members[member.filename] = member
+        roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(roots) != 1:
+            raise _Refused("it is a zip archive, but not one of PyTorch's (a folder with data.pkl)")
+        (root,) = roots
+
+        read = 0
+
+        def content(name: str) -> bytes:
+            nonlocal read
+            member = members.get(root + name)
+            if member is None:
+                raise _Refused(f"its member {root}{name} is missing")
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise _Refused(f"its member {member.filename} is compressed, which PyTorch never does")
+            read += member.file_size
+            if read > size:
+                raise _Refused("its members are longer together than the file")
+            return archive.read(member)
+
+        if f"{root}constants.pkl" in members and any(name.startswith(f"{root}code/") for name in members):
+            raise _Refused("it is a TorchScript program, not a dictionary of weights. Save its state_dict() instead")
+        if f"{root}byteorder" in members and content("byteorder").strip() != b"little":
+            raise _Refused("its numbers are big-endian")
+        storages: dict[str, _Storage] = {}
+        value = _unpickle(io.BytesIO(content("data.pkl")), storages)
+        for storage in storages.values():
+            if not re.fullmatch(r"[0-9A-Za-z_]+", storage.key):
+                raise _Refused(f"a storage is called {storage.key[:60]!r}")
+            _fill_from_bytes(storage, content(f"data/{storage.key}"))
+    return _finish(value)
+
+
+def _read_legacy(file: BinaryIO) -> Any:
+    """The format before PyTorch 1.6: magic number, version, machine, value, names of storages (a pickle each), storages."""
+    nothing: dict[str, _Storage] = {}
+    if _unpickle(file, nothing) != _LEGACY_MAGIC:
+        raise _Refused("it is a pickle, but none that PyTorch wrote")
+    version, machine = _unpickle(file, nothing), _unpickle(file, nothing)
+    if version != _LEGACY_VERSION:
+        found = version if isinstance(version, int) else type(version).__name__
+        raise _Refused(f"its format has version {found}; known is {_LEGACY_VERSION}")
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise _Refused("its numbers are not little-endian")
+    storages: dict[str, _Storage] = {}
+    value, keys = _unpickle(file, storages), _unpickle(file, storages)
+    by_key = {storage.key: storage for storage in storages.values()}
+    named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
+    if not named or sorted(map(str, keys)) != sorted(by_key) or len(by_key) != len(storages):
+        raise _Refused("its list of storages does not fit its tensors")
+    for key in keys:
+        storage = by_key[str(key)]
+        announced = int.from_bytes(file.read(8), "little")
+        if announced != storage.elements:
+            raise _Refused(f"storage {key} has {announced} elements, but {storage.elements} are announced")
+        size = announced * np.dtype(_DTYPES[storage.kind]).itemsize
+        if size > _left(file):
+            raise _Refused(f"it ends within storage {key}")
+        _fill_from_bytes(storage, file.read(size))
+    return _finish(value)
+
+
+def _left(file: BinaryIO) -> int:
+    here = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end - here
+
+
+def _no_file(path: Path) -> WeightsError:
+    found = "a folder" if path.is_dir() else "nothing there"
+    return WeightsError(f"{path}: expected a file of PyTorch (.pth, .pt) or safetensors, found {found}. Give the path of the file.")
+
+
+def read_torch(path: str | Path) -> Any:
+    """Reads what `torch.save` wrote, in the zip format or the one before PyTorch 1.6.
+
+    Args:
+        path: The file. State dictionaries and dictionaries, lists and tuples of them are read, with numbers and strings among them.
+
+    Returns:
+        The saved value with a NumPy array (read-only) in place of each tensor; bfloat16 becomes float32, everything else keeps its
+        type. Storages that are shared by several tensors are read once.
+
+    Raises:
+        WeightsError: there is no such file.
+        DataError: the file is damaged or of another kind, or its pickle asks for anything but tensors; nothing of it is executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise _no_file(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if start == b"PK\x03\x04":
+                return _read_zip(file)
+            if start[:1] != b"\x80":
+                raise _Refused("it begins neither as a zip archive nor as a pickle")
+            return _read_legacy(file)
+    except _Refused as error:
+        raise DataError(f"{path} is not read: {error}. Expected weights as torch.save writes them.") from None
+    except OSError:
+        raise
+    # A pickle can fail in as many ways as it has instructions.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise DataError(f"{path} is damaged or no file of PyTorch ({reason[:120]}). Fetch it again.") from None
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a file of the safetensors format: name -> array; bfloat16 becomes float32.
+
+    Raises:
+        MissingExtraError: the package `safetensors` is not installed.
+        WeightsError: there is no such file.
+        DataError: the file is damaged, or has a type of numbers that NumPy does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise _no_file(path)
+    try:
+        import safetensors
+    except ImportError:
+        raise MissingExtraError("safetensors", "weights", "Reading .safetensors") from None
+    try:
+        found = dict(safetensors.deserialize(path.read_bytes()))
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path} is damaged or no safetensors file ({error}). Fetch it again.") from None
+    arrays = {}
+    for name, tensor in found.items():
+        if tensor["dtype"] not in _SAFE_DTYPES:
+            raise DataError(f"{path}: {name} has numbers of type {tensor['dtype']}; known are {', '.join(_SAFE_DTYPES)}.")
+        array = np.frombuffer(tensor["data"], _SAFE_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        arrays[name] = _widen(array) if tensor["dtype"] == "BF16" else array
+    return arrays
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def read_weights(path: str | Path) -> Any:
+    """Reads weights in any format of this module, known by the file's beginning; see `read_torch` and `read_safetensors`."""
+    path = Path(path)
+    if not path.is_file():
+        raise _no_file(path)
+    return read_safetensors(path) if _is_safetensors(path) else read_torch(path)
+
+
+def flatten(value: Any) -> dict[str, np.ndarray]:
+    """All arrays of a nested value under their path (`state_dict.backbone.conv1.weight`); numbers and strings are left out."""
+
+    visited = 0
+
+    def walk(item: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal visited
+        visited += 1
+        # The same list at many places is small in the file and large here.
+        if visited > _ENTRIES:
+            raise DataError(f"The file names more than {_ENTRIES} values. Expected a dictionary of weights.")
+        if isinstance(item, np.ndarray):
+            yield path, item
+        elif isinstance(item, dict):
+            for key, entry in item.items():
+                yield from walk(entry, f"{path}.{key}" if path else str(key))
+        elif isinstance(item, (list, tuple)):
+            for number, entry in enumerate(item):
+                yield from walk(entry, f"{path}.{number}" if path else str(number))
+
+    return dict(walk(value, ""))
