@@ -82,8 +82,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="auto",
         help="where options that are not given come from: frozen (pretrained, features cached; fast on a CPU), finetune "
-        "(pretrained, trained along; for GPUs), scratch (small network without pretrained weights); val_fashion_iq, val_shoes and "
-        "val_fashion200k have the settings of the released VAL; auto chooses by --weights and --freeze-backbone",
+        "(pretrained, trained along; for GPUs), scratch (small network without pretrained weights); the settings of released systems: "
+        "val_fashion_iq, val_shoes, val_fashion200k; fiq2020_tirg, _text_only, _match_tirg, _match_text_only (and _original with its "
+        "mistakes); rtic; `tf-fashion list presets` shows them; auto chooses by --weights and --freeze-backbone",
     )
     add("--composer", help="how picture and sentence become a query (default tirg); `tf-fashion list composers` names them")
     for kind in ("composer", "text", "loss"):
@@ -114,12 +115,35 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dim", type=int, help="width of the embeddings")
     add("--word-dim", type=int, help="width of the word vectors")
     add("--text-units", type=int, help="width of recurrent text layers (default: DIM)")
-    add("--glove", metavar="FILE", help="GloVe text file (.txt, .gz) or .npz with initial word vectors; its width must be --word-dim")
-    add("--spelling", action="store_true", help="correct FashionIQ's frequent misspellings")
+    add(
+        "--glove",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="GloVe text file (.txt, .gz) or .npz with initial word vectors; repeatable: the vectors of all files are put side by "
+        "side, as wide as --word-dim together",
+    )
+    add(
+        "--glove-missing",
+        help="words that a file lacks: scaled_normal (default: zeros there, noise of GloVe's size where all lack it), zeros, or "
+        "legacy_normal (N(0, 1) unless all have it)",
+    )
+    add("--spelling", action="store_true", default=None, help="correct FashionIQ's frequent misspellings")
     add("--tokens", help="how sentences become words: strip_punct (default) or treebank (punctuation marks are words)")
     add("--marks", action="store_true", default=None, help="spell out punctuation as TIRG and VAL do ('sleeves.': 'sleevesdotmark')")
     add("--captions", help="joined (default): both captions of a pair are one sentence; single: each is a triplet of its own")
     add("--caption-style", help="how the two captions of a pair are joined: and (default), fiq2020, rtic, starter_kit")
+    add(
+        "--caption-order",
+        help="of the two captions of a pair in training: shuffled (default, anew in every epoch), file, or legacy (the FashionIQ 2020 "
+        "entry's fixed draw, in evaluation too)",
+    )
+    add(
+        "--legacy-markers",
+        action="store_true",
+        default=None,
+        help="[CLS], [SEP] and unknown words share the padding's id, as in the FashionIQ 2020 entry",
+    )
     add("--projection", help="from features to embeddings: linear (default), mlp or none")
     add("--feature-norm", action="store_true", default=None, help="batch normalisation before the projection")
     add("--feature-dropout", type=float, help="share of image features dropped in training")
@@ -128,6 +152,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--loss", help="matching loss (default batch_classification); `tf-fashion list losses` names them")
+    add(
+        "--target-embeddings",
+        metavar="FILE",
+        help=".npz with `ids` and `embeddings` that queries and targets are trained towards (loss match_embedding, match presets)",
+    )
     add("--scale", type=float, help="start of the learned scale (default 4); logits are scale^2 times the cosine")
     add(
         "--semantic-weight",
@@ -138,7 +167,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--semantic-with", help="what descriptions are matched with: target (default) or query")
     add("--pretrain-epochs", type=int, default=0, metavar="N", help="epochs with the visual-semantic loss alone, before the others")
     add("--optimizer", help="adamw (default) or adam")
-    add("--schedule", help="of the learning rate: cosine (default), constant, or step (a tenth after half the steps)")
+    add(
+        "--schedule",
+        help="of the learning rate: cosine (default), constant, step (a tenth after half the steps), or warmup_step (FashionIQ 2020: "
+        "--learning-rate is for 16 triplets)",
+    )
+    for kind in ("optimizer", "schedule"):
+        add(
+            f"--{kind}-option",
+            dest=f"{kind}_options",
+            action=_Option,
+            metavar="NAME=VALUE",
+            help=f"argument of the {kind}'s class, VALUE as JSON or plain text; repeatable",
+        )
     add("--ema", type=float, metavar="DECAY", help="use the moving average of the weights, with this decay per step (such as 0.999)")
     add("--l2-penalty", type=float, help="penalty on convolution and dense kernels as a part of the loss (VAL: 4e-5)")
     add("--epochs", type=int)
@@ -153,7 +194,14 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment",
         nargs="?",
         const="fashion_iq_2020",
-        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale), val (mirror, random crop) or val_mirror",
+        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale; _legacy: nearest neighbour), val (mirror, "
+        "random crop) or val_mirror",
+    )
+    add(
+        "--legacy-triple-pass",
+        action="store_true",
+        default=None,
+        help="show the backbone reference photos twice per step, as the FashionIQ 2020 entry does",
     )
     add("--seed", type=int, default=0)
     add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
@@ -173,6 +221,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out pictures that are missing or unreadable instead of stopping; the result says so",
     )
+    add("--black-bad-images", action="store_true", help="missing and unreadable pictures count as black ones (FashionIQ 2020)")
     add("--overwrite", action="store_true", help="replace another run in --out")
     add("--tensorboard", action="store_true", help="write TensorBoard logs (pip install 'tf-fashion[tensorboard]')")
     add("--no-report", dest="report", action="store_false", help="no sheet.png and report.html")
@@ -191,7 +240,7 @@ def config_of(kind: type, args: argparse.Namespace) -> Any:
 
 def training_config(args: argparse.Namespace) -> Any:
     """The `ComposedConfig` of parsed arguments."""
-    from tf_fashion.training.composed import ComposedConfig
+    from tf_fashion.training.config import ComposedConfig
 
     return config_of(ComposedConfig, args)
 
@@ -402,13 +451,15 @@ def build_parser() -> argparse.ArgumentParser:
         weights,
         "convert",
         "a published checkpoint becomes a weights file for --weights",
-        "Converts a checkpoint of TensorFlow 1 (TF-slim) into a Keras weights file and reports every variable: used, left aside and\n"
-        "why, missing. `tf-fashion weights list` says where checkpoints are published; unpack the archive first.\n\n"
+        "Converts a checkpoint of TensorFlow 1 (TF-slim) or of torchvision (.pth, .pt, .safetensors; PyTorch is not needed and\n"
+        "nothing in the file is executed) into a Keras weights file and reports every variable: used, left aside and why, missing.\n"
+        "`tf-fashion weights list` says where checkpoints are published; unpack TF-slim's archives first.\n\n"
+        "  tf-fashion weights convert resnet50-0676ba61.pth --to torch_resnet50 --out torch_resnet50.weights.h5\n"
         "  tf-fashion weights convert mobilenet_v1_1.0_224.ckpt --to slim_mobilenet_v1 --out slim_mobilenet_v1.weights.h5\n"
         "  tf-fashion train composed --backbone slim_mobilenet_v1 --weights slim_mobilenet_v1.weights.h5 --data DIR --out DIR",
     )
-    convert.add_argument("source", metavar="SRC", help="the checkpoint: what precedes .index and .data-00000-of-00001")
-    convert.add_argument("--to", required=True, metavar="NAME", help="network of the checkpoint: slim_mobilenet_v1, slim_resnet_v2_50")
+    convert.add_argument("source", metavar="SRC", help="the file; of TF-slim's: what precedes .index and .data-00000-of-00001")
+    convert.add_argument("--to", required=True, metavar="NAME", help="network of the checkpoint: `weights list` shows them")
     convert.add_argument("--out", required=True, metavar="FILE", help="file to write, ending in .weights.h5; an older one is replaced")
     convert.add_argument("--ema", action="store_true", help="take the moving averages of the weights, where the checkpoint has them")
     convert.add_argument("--all", dest="everything", action="store_true", help="print every name, not only the first of each kind")
@@ -593,7 +644,7 @@ def _list(args: argparse.Namespace) -> int:
         print("\n".join(PROTOCOLS.get(name).describe() for name in PROTOCOLS))
         return 0
     if args.kind == "presets":
-        from tf_fashion.training.composed import PRESETS
+        from tf_fashion.training.presets import PRESETS
 
         print("\n".join(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()))
         return 0

@@ -218,7 +218,7 @@ def test_bad_pictures_can_be_left_out_and_are_declared(wardrobe: Path, tmp_path:
     ("options", "words"),
     [
         (["--data", "/nowhere/at/all"], "found nothing there"),
-        (["--composer", "foo"], "Known: concat"),
+        (["--composer", "foo"], "Known: combiner"),
         (["--batch-size", "100000"], "--batch-size"),
         (["--split", "dev"], "--split"),
         (["--protocol", "mine"], "Known: covr"),

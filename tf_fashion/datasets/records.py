@@ -377,6 +377,25 @@ class ComposedDataset:
             self._parts[key] = self._read(category, split)
         return self._parts[key]
 
+    def swap_captions(self, category: str, split: str, swapped: Collection[Any]) -> None:
+        """Exchanges the two captions of some triplets for everybody who reads them from now on.
+
+        Args:
+            category, split: Which part.
+            swapped: One truth value per triplet, in file order.
+
+        Raises:
+            UsageError: another number of values.
+        """
+        part = self.get(category, split)
+        if len(swapped) != len(part.triplets):
+            raise UsageError(f"swap_captions: expected {len(part.triplets)} values for {category}/{split}, found {len(swapped)}.")
+        triplets = (
+            replace(triplet, captions=triplet.captions[::-1]) if swap else triplet
+            for triplet, swap in zip(part.triplets, swapped, strict=True)
+        )
+        self._parts[category, split] = replace(part, triplets=tuple(triplets))
+
     @property
     def images_root(self) -> Path:
         """Folder of the pictures.

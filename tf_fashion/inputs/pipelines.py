@@ -34,6 +34,7 @@ class TripletTable:
         categories: Category of each triplet.
         labels: int64 `(n,)`, one number per distinct target: the identity that matching losses go by.
         descriptions: A text about each target for the visual-semantic loss ('' where there is none), or nothing.
+        embeddings: float32 `(n, dim)`, a given embedding of each target (zeros where there is none), or None.
     """
 
     references: list[str]
@@ -42,10 +43,15 @@ class TripletTable:
     categories: list[str]
     labels: np.ndarray = field(repr=False)
     descriptions: list[str] = field(default_factory=list)
+    embeddings: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, triplets: Sequence[Any], identities: Mapping[str, str] | None = None, descriptions: Mapping[str, str] | None = None
+        cls,
+        triplets: Sequence[Any],
+        identities: Mapping[str, str] | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        embeddings: FeatureTable | None = None,
     ) -> TripletTable:
         """Columns of `datasets.Triplet`s that all have targets.
 
@@ -53,6 +59,7 @@ class TripletTable:
             triplets: The triplets.
             identities: Image id -> what makes two targets the same (Fashion200k: the caption); default the id itself.
             descriptions: Image id -> text.
+            embeddings: Given embeddings of targets.
 
         Raises:
             DataError: no triplets, or some without target.
@@ -72,6 +79,7 @@ class TripletTable:
             categories=[t.category for t in triplets],
             labels=np.array([numbers[target] for target in same], dtype=np.int64),
             descriptions=[descriptions.get(target, "") for target in targets] if descriptions else [],
+            embeddings=None if embeddings is None else _rows_or_zeros(embeddings, targets),
         )
 
     @property
@@ -90,10 +98,20 @@ class TripletTable:
             categories=[self.categories[row] for row, _ in rows],
             labels=self.labels[[row for row, _ in rows]],
             descriptions=[self.descriptions[row] for row, _ in rows] if self.descriptions else [],
+            embeddings=None if self.embeddings is None else self.embeddings[[row for row, _ in rows]],
         )
 
     def __len__(self) -> int:
         return len(self.references)
+
+
+def _rows_or_zeros(table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
+    known = {image_id: row for row, image_id in enumerate(table.ids)}
+    values = np.zeros((len(ids), table.values.shape[1]), np.float32)
+    for place, image_id in enumerate(ids):
+        if image_id in known:
+            values[place] = table.values[known[image_id]]
+    return values
 
 
 class FeatureSource:
@@ -213,6 +231,7 @@ def training_batches(
     caption_dropout: float = 0.0,
     steps_per_epoch: int | None = None,
     sampler: Callable[[int], TripletTable] | None = None,
+    shuffle_captions: bool = True,
 ) -> tuple[tf.data.Dataset, int]:
     """Batches of all epochs, one after the other, for `model.fit(..., steps_per_epoch=steps)`.
 
@@ -223,15 +242,17 @@ def training_batches(
         batch_size: Triplets per (global) batch; the rest of an epoch that fills no batch is left out of that epoch.
         epochs, initial_epoch: The epochs `initial_epoch <= e < epochs` are produced.
         seed: Decides orders and augmentations.
-        caption_style: How captions are joined; their order is drawn anew in every epoch.
+        caption_style: How captions are joined.
         caption_dropout: Probability that only one caption of a pair is used (if both say something).
         steps_per_epoch: Batches per epoch; default all full ones.
         sampler: Gives the triplets of an epoch (in any order, deterministically), for datasets that draw them anew each time;
             `table` is then an example with the usual number. An epoch with fewer starts over with its own triplets.
+        shuffle_captions: Whether the order of a pair's captions is drawn anew in every epoch, or stays as it is in the table.
 
     Returns:
         Dataset of `(inputs, labels)`, where inputs has `text` and `reference_*`, `target_*` as `ComposedRetriever` takes them
-        (`target_text` and its label too where the table has descriptions), and the number of steps per epoch.
+        (`target_text` and its label too where the table has descriptions, `text_lengths` where word id 0 is not only padding), and
+        the number of steps per epoch. Labels are the targets' identities, or their embeddings where the table has them.
 
     Raises:
         UsageError: fewer triplets than one batch needs.
@@ -253,13 +274,15 @@ def training_batches(
         }
         if described:
             columns |= {"description": np.array(rows.descriptions, dtype=object), "description_label": rows.description_labels}
+        if rows.embeddings is not None:
+            columns["embedding"] = rows.embeddings
         return columns
 
     gather = source.gatherer()
     order_seed, text_seed, image_seed = (_mix(seed, stream) for stream in range(3))
     example = columns_of(table)
     names = list(example)
-    kinds = {name: tf.string if name in ("captions", "description") else tf.int64 for name in names}
+    kinds = dict.fromkeys(names, tf.int64) | {"captions": tf.string, "description": tf.string, "embedding": tf.float32}
     fixed = {name: tf.constant(column, kinds[name]) for name, column in example.items()} if sampler is None else {}
 
     def drawn(epoch: np.ndarray) -> list[np.ndarray]:
@@ -270,7 +293,7 @@ def training_batches(
         if sampler is None:
             return fixed
         columns = dict(zip(names, tf.numpy_function(drawn, [epoch], [kinds[name] for name in names]), strict=True))
-        return {name: tf.ensure_shape(x, (None, 2) if name == "captions" else (None,)) for name, x in columns.items()}
+        return {name: tf.ensure_shape(x, (None, *example[name].shape[1:])) for name, x in columns.items()}
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         columns = columns_in(epoch)
@@ -282,7 +305,7 @@ def training_batches(
 
     def join(captions: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         key = tf.stack([tf.constant(text_seed, tf.int64), epoch * 1_000_003 + step])
-        text = join_caption_tensor(captions, caption_style, seed=key)
+        text = join_caption_tensor(captions, caption_style, seed=key if shuffle_captions else None)
         stripped = tf.strings.strip(captions)
         both = tf.reduce_all(tf.not_equal(stripped, ""), axis=1)
         only = tf.where(tf.equal(stripped[:, 0], ""), stripped[:, 1], stripped[:, 0])
@@ -293,7 +316,10 @@ def training_batches(
         return tf.where(both, text, only) if caption_style == "and" else text
 
     def batch(epoch: tf.Tensor, step: tf.Tensor, rows: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        inputs = {"text": tokenizer(join(rows["captions"], epoch, step))}
+        texts = join(rows["captions"], epoch, step)
+        inputs = {"text": tokenizer(texts)}
+        if tokenizer.legacy_markers:
+            inputs["text"], inputs["text_lengths"] = tokenizer(texts, return_lengths=True)
         for number, role in enumerate(("reference", "target")):
             # A seed of its own for every picture of every epoch.
             places = tf.range(batch_size) * 2 + number
@@ -302,7 +328,8 @@ def training_batches(
             inputs[f"{role}_{source.suffix}"] = gather(rows[role], seeds)
         if described:
             inputs |= {"target_text": tokenizer(rows["description"]), "target_text_label": rows["description_label"]}
-        return inputs, tf.ensure_shape(rows["label"], (batch_size,))
+        labels = rows["embedding"] if "embedding" in rows else rows["label"]
+        return inputs, tf.ensure_shape(labels, (batch_size, *labels.shape[1:]))
 
     epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
     batches = epochs_left.flat_map(epoch_batches).map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -46,6 +46,8 @@ class ComposedRetriever(keras.Model):
         level_weights: Factors of the levels' losses; default 1 for each.
         semantic: Whether descriptions of targets are projected into the image space as well, for a visual-semantic loss (see
             `compile`).
+        legacy_triple_pass: In training, reference photos go through the image encoder a second time, whose result is thrown away, as
+            in the FashionIQ 2020 entry: its batch normalisation counts reference photos twice. No effect on cached features.
         l2_penalty: w in the penalty w/2 * sum of squares of all trained convolution and dense kernels (neither depthwise,
             recurrent nor attention maps), part of the loss as in TF-slim.
 
@@ -77,6 +79,7 @@ class ComposedRetriever(keras.Model):
         level_weights: Sequence[float] | None = None,
         semantic: bool = False,
         l2_penalty: float = 0.0,
+        legacy_triple_pass: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -94,6 +97,7 @@ class ComposedRetriever(keras.Model):
         self.caption_style = caption_style
         self.semantic = semantic
         self.l2_penalty = l2_penalty
+        self.legacy_triple_pass = legacy_triple_pass
         self.matching_weight, self.semantic_weight, self.semantic_with = 1.0, 0.0, "target"
         if self.composer.spatial and image_encoder.pooling is not None:
             raise UsageError(f"The composer {self.composer.name!r} works on feature maps: give the image encoder pooling=None.")
@@ -212,6 +216,8 @@ class ComposedRetriever(keras.Model):
         if reference is None:
             raise UsageError(f"Expected 'reference_image' or 'reference_features' among the inputs; found {sorted(inputs)}.")
         outputs = {"query": self._embedding(self.compose_levels(reference, inputs["text"], training, inputs.get("text_lengths")))}
+        if self.legacy_triple_pass and training and "reference_image" in inputs:
+            self.encode_image(inputs["reference_image"], training)
         target = self._features(inputs, "target", training)
         if target is not None:
             outputs["target"] = self._embedding(self.project_levels(target, training))
@@ -367,6 +373,7 @@ class ComposedRetriever(keras.Model):
             "level_weights": self.level_weights,
             "semantic": self.semantic,
             "l2_penalty": self.l2_penalty,
+            "legacy_triple_pass": self.legacy_triple_pass,
         }
 
     @classmethod
@@ -376,6 +383,17 @@ class ComposedRetriever(keras.Model):
             if isinstance(config.get(part), dict):
                 config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
         return cls(**config)
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether word id 0 is not only padding, so that sentences need their lengths beside them (legacy markers)."""
+        return self.tokenizer is not None and self.tokenizer.legacy_markers
+
+    def text_inputs(self, texts: Any) -> tuple[Any, ...]:
+        """What `embed_query` takes beside features: word ids `(batch, steps)`, and lengths `(batch,)` if the model `needs_lengths`."""
+        if self.tokenizer is None or not self.needs_lengths:
+            return (self.token_ids(texts),)
+        return self.tokenizer(np.asarray(texts, dtype=object) if isinstance(texts, list) else texts, return_lengths=True)
 
     def token_ids(self, texts: Any) -> tf.Tensor:
         """Word ids int32 `(batch, steps)` of sentences, by the model's own tokeniser.

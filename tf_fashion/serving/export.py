@@ -39,8 +39,7 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
     Raises:
         UsageError: the model has no tokenizer.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
+    if model.tokenizer is None:
         raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +48,7 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
     def query(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
         images, valid = safe_decode_batch(image_bytes, spec)
         features = tf.cast(model.encode_image(images, training=False), tf.float32)
-        return {"embedding": model.embed_query(features, tokenizer(text)), "valid": valid}
+        return {"embedding": model.embed_query(features, *model.text_inputs(text)), "valid": valid}
 
     def gallery(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images, valid = safe_decode_batch(image_bytes, spec)

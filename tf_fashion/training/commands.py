@@ -207,7 +207,7 @@ def search_folder(
 
     def embed_query(reference: Path, sentence: str) -> np.ndarray:
         features = embedder.encode(load_image(reference, spec)[None])
-        return embedder.model.embed_query(features, embedder.model.token_ids([sentence])).numpy()[0]
+        return embedder.model.embed_query(features, *embedder.model.text_inputs([sentence])).numpy()[0]
 
     session = SearchSession(embed_query, index, paths, Path(photo), memory)
     tables, rows = [], []

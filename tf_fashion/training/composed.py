@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import platform
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,365 +22,32 @@ import tensorflow as tf
 
 from tf_fashion import __version__
 from tf_fashion.composers import COMPOSERS, Composer
-from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import make_out_folder, read_json, replaced_file, write_json
+from tf_fashion.core.errors import DataError, TfFashionError, UsageError
+from tf_fashion.core.files import atomic_write, make_out_folder, read_json, replaced_file, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
-from tf_fashion.encoders.image import BACKBONES, ImageEncoder, weights_record
+from tf_fashion.encoders.image import ImageEncoder, weights_record
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
-from tf_fashion.inputs.audit import BadImage, audit_images
+from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
 from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.embeddings import load_embeddings
 from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
 from tf_fashion.inputs.glove import glove_table, load_glove
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
-from tf_fashion.inputs.text import RULES, WordTokenizer, build_vocabulary
+from tf_fashion.inputs.text import WordTokenizer, build_vocabulary, legacy_caption_order
 from tf_fashion.losses import LOSSES
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.reports.tables import results_table
 from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
 from tf_fashion.training.bad_images import refuse_or_report
+from tf_fashion.training.config import AUGMENTATIONS, SAVED_MODEL, ComposedConfig
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
 from tf_fashion.training.optimizers import GroupedAdamW, TFAdam
 from tf_fashion.training.results import write_results
 from tf_fashion.training.resume import TrainingState
-from tf_fashion.training.schedules import WarmupCosine
-
-# The feature maps that multi-level composers work on.
-LEVELS = ("low", "mid", "high")
-ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
-
-AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
-    "fashion_iq_2020": Augmentation.fashion_iq_2020,
-    "val": Augmentation.val,
-    "val_mirror": functools.partial(Augmentation.val, crop=False),
-}
-
-# Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
-SAVED_MODEL = "saved_model:"
-
-# A field that the preset fills in: None until `ComposedConfig.resolved`.
-FromPreset = Any
-
-# What neither the command line nor the preset says.
-DEFAULTS: dict[str, Any] = {
-    "composer": "tirg",
-    "composer_options": {},
-    "text_options": {},
-    "text_encoder": "swem",
-    "word_dim": 256,
-    "text_dropout": 0.0,
-    "tokens": "strip_punct",
-    "marks": False,
-    "captions": "joined",
-    "caption_style": "and",
-    "resize": "squash",
-    "interpolation": "bilinear",
-    "taps": ("stage5",),
-    "pooling": "avg",
-    "descriptors": (),
-    "dim": 512,
-    "projection": "linear",
-    "feature_norm": False,
-    "feature_dropout": 0.0,
-    "loss": "batch_classification",
-    "loss_options": {},
-    "scale": 4.0,
-    "semantic_with": "target",
-    "optimizer": "adamw",
-    "schedule": "cosine",
-    "weight_decay": 0.0,
-    "l2_penalty": 0.0,
-    "backbone_factor": 1.0,
-    "epochs": 10,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "flip": False,
-}
-
-# Better starts than the originals', for presets that do not reproduce one. VAL's self-attention begins with weight 0 there, and
-# its gates alone can only dampen a channel, so that it learns slowly; and its change is never negative, although our normalised maps
-# take both signs.
-COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "val": {"attention": {"initial_weights": (1.0, 1.0), "signed_change": True, "gate_activation": False}}
-}
-# Composers on maps drop features after composing, and with them what the sentence said.
-MAP_DROPOUT = 0.1
-
-# What a preset says is taken where the command line says nothing.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Frozen pretrained backbone, features computed once: minutes on a CPU.
-    "frozen": {
-        "backbone": "mobilenet_v2",
-        "taps": ALL_STAGES,
-        "descriptors": ("colour", "shape"),
-        "text_encoder": "swem",
-        "word_dim": 256,
-        "text_dropout": 0.3,
-        "dim": 512,
-        "feature_norm": True,
-        "feature_dropout": 0.5,
-        "batch_size": 128,
-        "epochs": 12,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-    },
-    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
-    "scratch": {
-        "backbone": "small_cnn",
-        "image_size": 64,
-        "taps": ("stage5", "stage4"),
-        "descriptors": (),
-        "pooling": "avg_max",
-        "text_encoder": "swem",
-        "word_dim": 128,
-        "text_dropout": 0.0,
-        "dim": 256,
-        "feature_norm": True,
-        "feature_dropout": 0.0,
-        "batch_size": 64,
-        "epochs": 4,
-        "learning_rate": 2e-3,
-        "weight_decay": 1e-4,
-    },
-    # A pretrained backbone trained along: for GPUs.
-    "finetune": {
-        "backbone": "resnet50_v2",
-        "taps": ("stage5",),
-        "descriptors": (),
-        "text_encoder": "lstm_gru",
-        "word_dim": 512,
-        "text_dropout": 0.1,
-        "dim": 1024,
-        "feature_norm": False,
-        "feature_dropout": 0.1,
-        "batch_size": 64,
-        "epochs": 40,
-        "learning_rate": 2e-4,
-        "weight_decay": 1e-2,
-        "backbone_factor": 0.1,
-        "augment": "fashion_iq_2020",
-    },
-}
-
-# VAL as released: https://arxiv.org/abs/2003.11681 and its scripts. `train_steps` counts optimizer steps.
-_VAL = {
-    "composer": "val",
-    "taps": ("low", "mid", "high"),
-    "interpolation": "bilinear_tf1",
-    "text_encoder": "lstm",
-    "word_dim": 512,
-    "text_units": 1024,
-    "text_dropout": 0.1,
-    "text_options": {"pooling": "max", "head": "dense_bn", "initialization": "glorot", "learned_initial_state": True},
-    "captions": "single",
-    "marks": True,
-    "dim": 512,
-    "projection": "none",
-    "loss": "bidirectional_matching",
-    "loss_options": {"margin": 0.2, "semi_hard": "column", "legacy_duplicate_negatives": True},
-    "optimizer": "adam",
-    "schedule": "constant",
-    "learning_rate": 2e-4,
-    "l2_penalty": 4e-5,
-    "ema": 0.9999,
-    "batch_size": 32,
-    "augment": "val_mirror",
-}
-_VAL_RESNET = {
-    "backbone": "slim_resnet_v2_50",
-    "image_size": 256,
-    "composer_options": {"attention": {"activation": "relu", "norm_momentum": 0.997, "norm_epsilon": 1e-5}},
-    "norm_momentum": 0.997,
-    "tokens": "treebank",
-}
-PRESETS |= {
-    "val_fashion_iq": {**_VAL, **_VAL_RESNET, "augment": "val", "train_steps": 50_000, "protocol": "val-split"},
-    "val_shoes": {**_VAL, **_VAL_RESNET, "train_steps": 30_000},
-    "val_fashion200k": {
-        **_VAL,
-        "backbone": "slim_mobilenet_v1",
-        "image_size": 224,
-        "composer_options": {"attention": {"activation": "relu6", "norm_momentum": 0.9997, "norm_epsilon": 1e-3}},
-        "norm_momentum": 0.9997,
-        "schedule": "step",
-        "train_steps": 160_000,
-    },
-}
-for _preset in ("val_fashion_iq", "val_shoes", "val_fashion200k"):
-    _attention = PRESETS[_preset]["composer_options"]["attention"]
-    _norm = {key: _attention[key] for key in ("norm_momentum", "norm_epsilon")}
-    PRESETS[_preset]["text_options"] = {**PRESETS[_preset]["text_options"], **_norm}
-
-
-@dataclass(frozen=True)
-class ComposedConfig:
-    """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
-
-    Attributes are explained by `tf-fashion train composed --help`.
-    """
-
-    data: str
-    out: str
-    images: str | None = None
-    dataset: str = "auto"
-    categories: tuple[str, ...] | None = None
-    preset: str = "auto"
-    composer: FromPreset = None
-    composer_options: FromPreset = None
-    text_encoder: FromPreset = None
-    text_options: FromPreset = None
-    backbone: FromPreset = None
-    weights: str | None = None
-    freeze_backbone: bool = False
-    image_size: FromPreset = None
-    resize: FromPreset = None
-    interpolation: FromPreset = None
-    taps: FromPreset = None
-    pooling: FromPreset = None
-    descriptors: FromPreset = None
-    norm_momentum: FromPreset = None
-    dim: FromPreset = None
-    word_dim: FromPreset = None
-    text_units: FromPreset = None
-    text_dropout: FromPreset = None
-    glove: str | None = None
-    spelling: bool = False
-    tokens: FromPreset = None
-    marks: FromPreset = None
-    captions: FromPreset = None
-    caption_style: FromPreset = None
-    caption_dropout: float = 0.0
-    projection: FromPreset = None
-    feature_norm: FromPreset = None
-    feature_dropout: FromPreset = None
-    loss: FromPreset = None
-    loss_options: FromPreset = None
-    scale: FromPreset = None
-    semantic_weight: float = 0.0
-    semantic_with: FromPreset = None
-    pretrain_epochs: int = 0
-    optimizer: FromPreset = None
-    schedule: FromPreset = None
-    epochs: FromPreset = None
-    train_steps: FromPreset = None
-    batch_size: FromPreset = None
-    learning_rate: FromPreset = None
-    weight_decay: FromPreset = None
-    l2_penalty: FromPreset = None
-    ema: FromPreset = None
-    backbone_factor: FromPreset = None
-    flip: FromPreset = None
-    augment: FromPreset = None
-    steps_per_epoch: int | None = None
-    seed: int = 0
-    protocol: FromPreset = None
-    split: str | None = None
-    evaluate_every: int = 1
-    select: str = "last"
-    patience: int | None = None
-    strategy: str = "none"
-    devices: tuple[str, ...] | None = None
-    precision: str = "auto"
-    deterministic: bool = False
-    cache: str | None = None
-    skip_bad_images: bool = False
-    overwrite: bool = False
-    tensorboard: bool = False
-    progress: bool = True
-    report: bool = True
-    export: bool = True
-
-    def resolved(self) -> ComposedConfig:
-        """The same with the preset's values filled in.
-
-        Raises:
-            UsageError: an unknown name, or a number out of range.
-        """
-        preset = self.preset
-        if preset == "auto":
-            preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
-        if preset not in PRESETS:
-            raise UsageError(f"Unknown preset {preset!r}. Known: auto, {', '.join(PRESETS)}.")
-        values = {**DEFAULTS, **PRESETS[preset]}
-        if self.composer is not None:
-            values["composer"] = self.composer
-        composer = COMPOSERS.get(values["composer"])
-        if composer.spatial:
-            values["feature_dropout"] = min(values["feature_dropout"], MAP_DROPOUT)
-        if composer.multilevel:
-            values |= {"pooling": "none", "descriptors": ()}
-            if PRESETS[preset].get("composer") != values["composer"]:
-                values["taps"] = LEVELS
-        elif composer.spatial:
-            values |= {"pooling": "none", "taps": ("stage5",), "descriptors": ()}
-        given = {key: getattr(self, key) for key in values}
-        changes = {key: value for key, value in values.items() if given[key] is None}
-        if PRESETS[preset].get("composer") != values["composer"]:
-            values["composer_options"] = COMPOSER_DEFAULTS.get(values["composer"], {})
-        for key, chosen in (("composer_options", "composer"), ("text_options", "text_encoder"), ("loss_options", "loss")):
-            # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
-            belongs = chosen == "composer" or getattr(self, chosen) in (None, PRESETS[preset].get(chosen))
-            changes[key] = {**(values[key] if belongs else {}), **(given[key] or {})}
-        if self.epochs is not None:
-            changes["train_steps"] = None
-        config = dataclasses.replace(self, preset=preset, **changes)
-        if composer.spatial and (config.pooling != "none" or config.descriptors):
-            raise UsageError(f"--composer {config.composer} works on feature maps: leave out --pooling and --descriptors.")
-        config.check()
-        return config
-
-    def check(self) -> None:
-        """Raises `UsageError` for values that no run can have."""
-        if not str(self.backbone).startswith(SAVED_MODEL):
-            BACKBONES.get(str(self.backbone))
-        TEXT_ENCODERS.get(str(self.text_encoder))
-        COMPOSERS.get(self.composer)
-        LOSSES.get(self.loss)
-        if self.protocol is not None:
-            get_protocol(self.protocol)
-        for name, known in (
-            ("captions", ("joined", "single")),
-            ("optimizer", ("adamw", "adam")),
-            ("schedule", ("cosine", "constant", "step")),
-            ("augment", (None, False, *AUGMENTATIONS)),
-            ("tokens", RULES),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"--{name}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
-        if self.semantic_weight < 0 or self.pretrain_epochs < 0:
-            raise UsageError("--semantic-weight and --pretrain-epochs cannot be negative.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
-        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
-        if not self.learning_rate or self.learning_rate <= 0:
-            raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
-        for name in ("feature_dropout", "text_dropout", "caption_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')}: expected a number from 0 up to but not including 1, found {getattr(self, name)}."
-                )
-        if self.select not in ("last", "best"):
-            raise UsageError(f"--select: expected last or best, found {self.select!r}.")
-        if str(self.backbone).startswith(SAVED_MODEL):
-            if not self.freeze_backbone:
-                raise UsageError("A SavedModel cannot be trained along: add --freeze-backbone.")
-        elif self.freeze_backbone and not self.weights:
-            raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
-
-    def identity(self) -> dict[str, Any]:
-        """The part that decides the weights: two runs with equal identities are one run."""
-        ignored = {"out", "overwrite", "progress", "report", "export", "tensorboard", "cache", "data", "images"}
-        return {key: value for key, value in _plain(dataclasses.asdict(self)).items() if key not in ignored}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+from tf_fashion.training.schedules import WarmupCosine, WarmupStepDecay
 
 
 def default_cache() -> Path:
@@ -471,6 +138,33 @@ def unused_parts_expected() -> Iterator[None]:
         yield
 
 
+def made(where: str, kind: Any, options: dict[str, Any], **fixed: Any) -> Any:
+    """Calls `kind` with a user's options beside the program's own arguments.
+
+    Raises:
+        UsageError: an option that `kind` does not have, that the program sets itself, or of another type.
+    """
+    known = [
+        name for name, parameter in inspect.signature(kind).parameters.items() if parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    ]
+    unknown = [name for name in options if name in fixed or name not in known and not _inherits(kind, name)]
+    if unknown:
+        free = [name for name in known if name not in fixed and name != "name"]
+        raise UsageError(f"{where} {unknown[0]}: {kind.__name__} takes {', '.join(free) or 'no options'}.")
+    try:
+        return kind(**options, **fixed)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TfFashionError):
+            raise
+        raise UsageError(f"{where}: {kind.__name__} does not take {options}: {error}") from None
+
+
+def _inherits(kind: Any, name: str) -> bool:
+    """Whether a base class that `kind` passes further arguments on to has this one."""
+    bases = [base for base in inspect.getmro(kind)[1:] if base.__module__.startswith("tf_fashion")]
+    return any(name in inspect.signature(base).parameters for base in bases)
+
+
 class ComposedRun:
     """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
 
@@ -501,6 +195,8 @@ class ComposedRun:
                 f"--split: {self.config.data} has no split {self.config.split!r}. Found: {', '.join(self.dataset.splits())}; "
                 "'none' trains without evaluation."
             )
+        if self.config.caption_order == "legacy":
+            self._order_captions()
         parts = [self.dataset.get(c, self.config.split) for c in self._evaluated()]
         self.can_evaluate = bool(parts) and all(part.has_targets for part in parts)
         self.evaluation_splits = [self.config.split] if parts else []
@@ -515,6 +211,13 @@ class ComposedRun:
         if self.config.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.precision = set_precision(self.config.precision)
+
+    def _order_captions(self) -> None:
+        """The caption order of the FashionIQ 2020 entry: drawn once, in one stream over the files in the order of its training."""
+        parts = [(category, "train") for category in self.categories] + [(c, str(self.config.split)) for c in self._evaluated()]
+        counts = [len(self.dataset.get(*part).triplets) for part in parts]
+        for part, swapped in zip(parts, legacy_caption_order(counts), strict=True):
+            self.dataset.swap_captions(*part, swapped)
 
     def say(self, text: str) -> None:
         """Prints one line of progress."""
@@ -541,9 +244,7 @@ class ComposedRun:
             shutil.rmtree(self.out / "state", ignore_errors=True)
 
     def _claim_out(self) -> None:
-        write_json(
-            self.out / "config.json", {**self._record(), "config": _plain(dataclasses.asdict(self.config)), "versions": versions()}
-        )
+        write_json(self.out / "config.json", {**self._record(), "config": self.config.plain(), "versions": versions()})
 
     # Data.
 
@@ -559,12 +260,26 @@ class ComposedRun:
             self._bad_images(
                 [BadImage(image_id, Path(f"{self.dataset.images_root}/{image_id}.jpg"), "missing") for image_id in missing]
             )
-        return {image_id: self.dataset.image_path(image_id) for image_id in self.dataset.image_ids(splits)}
+        black = set(missing) if self.config.black_bad_images else set()
+        ids = self.dataset.image_ids(splits)
+        return {image_id: self._black_picture() if image_id in black else self.dataset.image_path(image_id) for image_id in ids}
+
+    def _black_picture(self) -> Path:
+        path = self.out / "black.png"
+        if not path.exists():
+            with atomic_write(path, "wb") as file:
+                file.write(tf.io.encode_png(tf.zeros((224, 224, 3), tf.uint8)).numpy())
+        return path
 
     def _bad_images(self, bad: list[BadImage]) -> None:
+        """Refuses pictures that cannot be used, leaves them out, or lets them count as black ones."""
         if not bad:
             return
         self._bad += bad
+        if self.config.black_bad_images:
+            write_bad_images(self.out / "bad_images.csv", self._bad)
+            self.say(f"{len(bad)} pictures cannot be read and count as black ones (listed in {self.out / 'bad_images.csv'}).")
+            return
         refuse_or_report(self._bad, self.out / "bad_images.csv", self.config.skip_bad_images, self.say)
         self.dataset = self.dataset.without_images([image.id for image in bad])
         for line in self.dataset.report():
@@ -609,10 +324,17 @@ class ComposedRun:
             encode = tf.function(self.encoder.encode, input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)])
             bad = cache.fill(paths, self.encoder.image_spec, encode, progress=config.progress)
             self._bad_images(bad)
+            if config.black_bad_images and bad:
+                paths |= dict.fromkeys((image.id for image in bad), self._black_picture())
+                cache.fill(paths, self.encoder.image_spec, encode, progress=False)
+                bad = []
             unusable = {image.id for image in bad}
             self.table = cache.table({image_id: path for image_id, path in paths.items() if image_id not in unusable})
         else:
-            self._bad_images(audit_images(paths, self.encoder.image_spec, progress=config.progress))
+            bad = audit_images(paths, self.encoder.image_spec, progress=config.progress)
+            self._bad_images(bad)
+            if config.black_bad_images and bad:
+                paths |= dict.fromkeys((image.id for image in bad), self._black_picture())
         self._claim_out()
         self.paths = {image_id: paths[image_id] for image_id in self.dataset.image_ids(["train", *self.evaluation_splits])}
 
@@ -632,12 +354,29 @@ class ComposedRun:
         identities: dict[str, str] = {}
         for part in parts:
             identities |= dict(part.labels or {})
-        table = TripletTable.of(triplets, identities or None, self._descriptions if self._semantic else None)
+        descriptions = self._descriptions if self._semantic else None
+        table = TripletTable.of(triplets, identities or None, descriptions, self._target_embeddings)
         return table.one_caption_each() if self.config.captions == "single" else table
 
     @property
     def _semantic(self) -> bool:
         return bool(self.config.semantic_weight or self.config.pretrain_epochs)
+
+    @functools.cached_property
+    def _target_embeddings(self) -> FeatureTable | None:
+        if not self.config.target_embeddings:
+            return None
+        table = load_embeddings(self.config.target_embeddings)
+        width = int(table.values.shape[1])
+        if width != self.config.dim:
+            raise UsageError(f"--target-embeddings: expected embeddings as wide as --dim {self.config.dim}, found {width}.")
+        targets = {triplet.target for category in self.categories for triplet in self.dataset.get(category, "train").triplets}
+        unknown = len(targets - set(table.ids))
+        if unknown == len(targets):
+            raise DataError(f"{self.config.target_embeddings}: none of the {len(targets)} training targets is in it.")
+        if unknown:
+            self.say(f"{unknown} of {len(targets)} training targets have no embedding in the file and take no part in the loss.")
+        return table
 
     @functools.cached_property
     def _descriptions(self) -> dict[str, str]:
@@ -661,17 +400,25 @@ class ComposedRun:
         words = build_vocabulary(texts, "first_seen", spelling=spelling, rules=config.tokens, marks=config.marks)
         with self.scope():
             tokenizer = WordTokenizer(
-                words, spelling=spelling, max_length=48, rules=config.tokens, marks=config.marks, name="tokenizer"
+                words,
+                spelling=spelling,
+                max_length=48,
+                rules=config.tokens,
+                marks=config.marks,
+                legacy_markers=config.legacy_markers,
+                name="tokenizer",
             )
             vocabulary = tokenizer.vocabulary
-            composer = COMPOSERS.get(config.composer)(**config.composer_options, name="composer")
-            text_encoder = TEXT_ENCODERS.get(str(config.text_encoder))(
+            composer = made("--composer-option", COMPOSERS.get(config.composer), config.composer_options, name="composer")
+            text_encoder = made(
+                "--text-option",
+                TEXT_ENCODERS.get(str(config.text_encoder)),
+                {"head_bias": not composer.normalizes_text, **config.text_options},
                 vocabulary_size=len(vocabulary),
                 dim=self._text_dim(composer),
                 embedding_dim=config.word_dim,
                 units=config.text_units,
                 output_dropout=config.text_dropout,
-                **{"head_bias": not composer.normalizes_text, **config.text_options},
                 name="text_encoder",
             )
             model = ComposedRetriever(
@@ -687,11 +434,17 @@ class ComposedRun:
                 caption_style=config.caption_style,
                 semantic=self._semantic,
                 l2_penalty=config.l2_penalty,
+                legacy_triple_pass=config.legacy_triple_pass,
                 name="composed_retriever",
             )
             if config.glove:
-                vectors = load_glove(config.glove, vocabulary, progress=config.progress)
-                text_encoder.set_embedding_table(glove_table(vocabulary, [vectors], seed=config.seed))
+                vectors = [load_glove(path, vocabulary, progress=config.progress) for path in config.glove]
+                table = glove_table(vocabulary, vectors, missing=config.glove_missing, seed=config.seed)
+                if table.shape[1] != config.word_dim:
+                    raise UsageError(
+                        f"--glove: the vectors are {table.shape[1]} wide together, --word-dim is {config.word_dim}. Make them equal."
+                    )
+                text_encoder.set_embedding_table(table)
             self.model, self.tokenizer = model, tokenizer
             self.compile(pretraining=False)
         return model
@@ -708,23 +461,32 @@ class ComposedRun:
         epochs = config.pretrain_epochs if pretraining else config.epochs
         total = max(self.steps * epochs, 1)
         schedule: Any = config.learning_rate
+        where = "--schedule-option"
         if config.schedule == "cosine":
-            schedule = WarmupCosine(config.learning_rate, total)
+            schedule = made(where, WarmupCosine, config.schedule_options, learning_rate=config.learning_rate, total_steps=total)
+        elif config.schedule == "warmup_step":
+            sizes = {"batch_size": config.batch_size, "steps_per_epoch": self.steps}
+            schedule = made(where, WarmupStepDecay, config.schedule_options, learning_rate=config.learning_rate, **sizes)
+        elif config.schedule_options:
+            raise UsageError(f"--schedule-option: the schedule {config.schedule!r} has no options.")
         elif config.schedule == "step":
             # The step at the boundary still has the old rate.
             rates = [config.learning_rate, config.learning_rate * 0.1]
             schedule = keras.optimizers.schedules.PiecewiseConstantDecay([total // 2], rates)
         factors = {r"image_encoder": config.backbone_factor} if config.backbone_factor != 1.0 else None
         average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+        fixed = {"learning_rate": schedule, "lr_multipliers": factors, **average}
+        where = "--optimizer-option"
+        optimizer: keras.optimizers.Optimizer
         if config.optimizer == "adam":
-            optimizer: keras.optimizers.Optimizer = TFAdam(schedule, epsilon=1e-8, lr_multipliers=factors, **average)
+            optimizer = made(where, TFAdam, {"epsilon": 1e-8, **config.optimizer_options}, **fixed)
         else:
-            optimizer = GroupedAdamW(schedule, weight_decay=config.weight_decay, lr_multipliers=factors, **average)
+            optimizer = made(where, GroupedAdamW, config.optimizer_options, weight_decay=config.weight_decay, **fixed)
         weights = {"matching_weight": 1.0, "semantic_weight": config.semantic_weight, "semantic_with": config.semantic_with}
         if pretraining:
             weights = {"matching_weight": 0.0, "semantic_weight": 1.0, "semantic_with": "target"}
         with self.scope():
-            self.model.compile(optimizer, LOSSES.get(config.loss)(**config.loss_options), **weights)
+            self.model.compile(optimizer, made("--loss-option", LOSSES.get(config.loss), config.loss_options), **weights)
 
     def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:
         """Batches from `initial_epoch` on, up to `epochs` (default: those of the run)."""
@@ -748,6 +510,7 @@ class ComposedRun:
             config.caption_dropout,
             self.steps,
             self._table if self.dataset.sampled else None,
+            config.caption_order == "shuffled",
         )
         return batches
 
@@ -854,7 +617,7 @@ class ComposedRun:
                 "name": self.config.composer,
                 "seed": self.config.seed,
                 "versions": versions(),
-                "config": _plain(dataclasses.asdict(self.config)),
+                "config": self.config.plain(),
                 "data_hash": self.data_hash,
                 "weights": weights_record(self.config.weights),
                 "parameters": int(sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)),

@@ -39,9 +39,10 @@ class Embedder:
             input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
         )
         self._gallery = tf.function(model.embed_features, input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
-        self._query = tf.function(
-            model.embed_query, input_signature=[tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
-        )
+        signature = [tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
+        if model.needs_lengths:
+            signature.append(tf.TensorSpec((None,), tf.int32))
+        self._query = tf.function(model.embed_query, input_signature=signature)
 
     def features(self, paths: Mapping[str, Path], progress: bool = True) -> FeatureTable:
         """Features of photos, in memory, in the order of `paths`."""
@@ -72,7 +73,7 @@ class Embedder:
         parts = []
         for at in range(0, len(rows), QUERY_BATCH):
             features = np.asarray(table.values[rows[at : at + QUERY_BATCH]], np.float32)
-            parts.append(self._query(features, self.model.token_ids(list(texts[at : at + QUERY_BATCH]))).numpy())
+            parts.append(self._query(features, *self.model.text_inputs(list(texts[at : at + QUERY_BATCH]))).numpy())
         return np.concatenate(parts) if parts else np.empty((0, self.model.dim), np.float32)
 
 

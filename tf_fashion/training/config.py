@@ -1,0 +1,234 @@
+"""Everything that decides a training run, checked before anything slow happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tf_fashion.composers import COMPOSERS
+from tf_fashion.core.errors import UsageError
+from tf_fashion.encoders.image import BACKBONES
+from tf_fashion.encoders.text import TEXT_ENCODERS
+from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.glove import MISSING
+from tf_fashion.inputs.text import RULES
+from tf_fashion.losses import LOSSES
+from tf_fashion.retrieval.protocol import get_protocol
+from tf_fashion.training.presets import COMPOSER_DEFAULTS, DEFAULTS, LEVELS, MAP_DROPOUT, PRESETS
+
+AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
+    "fashion_iq_2020": Augmentation.fashion_iq_2020,
+    "fashion_iq_2020_legacy": functools.partial(Augmentation.fashion_iq_2020, legacy=True),
+    "val": Augmentation.val,
+    "val_mirror": functools.partial(Augmentation.val, crop=False),
+}
+
+# Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
+SAVED_MODEL = "saved_model:"
+
+CAPTION_ORDERS = ("shuffled", "file", "legacy")
+
+# Options -> the choice that they belong to.
+OPTIONS_OF = {
+    "composer_options": "composer",
+    "text_options": "text_encoder",
+    "loss_options": "loss",
+    "optimizer_options": "optimizer",
+    "schedule_options": "schedule",
+}
+
+# A field that the preset fills in: None until `ComposedConfig.resolved`.
+FromPreset = Any
+
+
+@dataclass(frozen=True)
+class ComposedConfig:
+    """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
+
+    Attributes are explained by `tf-fashion train composed --help`.
+    """
+
+    data: str
+    out: str
+    images: str | None = None
+    dataset: str = "auto"
+    categories: tuple[str, ...] | None = None
+    preset: str = "auto"
+    composer: FromPreset = None
+    composer_options: FromPreset = None
+    text_encoder: FromPreset = None
+    text_options: FromPreset = None
+    backbone: FromPreset = None
+    weights: str | None = None
+    freeze_backbone: bool = False
+    image_size: FromPreset = None
+    resize: FromPreset = None
+    interpolation: FromPreset = None
+    taps: FromPreset = None
+    pooling: FromPreset = None
+    descriptors: FromPreset = None
+    norm_momentum: FromPreset = None
+    dim: FromPreset = None
+    word_dim: FromPreset = None
+    text_units: FromPreset = None
+    text_dropout: FromPreset = None
+    glove: tuple[str, ...] = ()
+    glove_missing: FromPreset = None
+    spelling: FromPreset = None
+    tokens: FromPreset = None
+    marks: FromPreset = None
+    captions: FromPreset = None
+    caption_style: FromPreset = None
+    caption_order: FromPreset = None
+    legacy_markers: FromPreset = None
+    caption_dropout: float = 0.0
+    projection: FromPreset = None
+    feature_norm: FromPreset = None
+    feature_dropout: FromPreset = None
+    loss: FromPreset = None
+    loss_options: FromPreset = None
+    scale: FromPreset = None
+    semantic_weight: float = 0.0
+    semantic_with: FromPreset = None
+    pretrain_epochs: int = 0
+    target_embeddings: str | None = None
+    optimizer: FromPreset = None
+    optimizer_options: FromPreset = None
+    schedule: FromPreset = None
+    schedule_options: FromPreset = None
+    epochs: FromPreset = None
+    train_steps: FromPreset = None
+    batch_size: FromPreset = None
+    learning_rate: FromPreset = None
+    weight_decay: FromPreset = None
+    l2_penalty: FromPreset = None
+    ema: FromPreset = None
+    backbone_factor: FromPreset = None
+    flip: FromPreset = None
+    augment: FromPreset = None
+    legacy_triple_pass: FromPreset = None
+    steps_per_epoch: int | None = None
+    seed: int = 0
+    protocol: FromPreset = None
+    split: str | None = None
+    evaluate_every: int = 1
+    select: str = "last"
+    patience: int | None = None
+    strategy: str = "none"
+    devices: tuple[str, ...] | None = None
+    precision: str = "auto"
+    deterministic: bool = False
+    cache: str | None = None
+    skip_bad_images: bool = False
+    black_bad_images: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+    progress: bool = True
+    report: bool = True
+    export: bool = True
+
+    def resolved(self) -> ComposedConfig:
+        """The same with the preset's values filled in.
+
+        Raises:
+            UsageError: an unknown name, or a number out of range.
+        """
+        preset = self.preset
+        if preset == "auto":
+            preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
+        if preset not in PRESETS:
+            raise UsageError(f"Unknown preset {preset!r}. Known: auto, {', '.join(PRESETS)}.")
+        values = {**DEFAULTS, **PRESETS[preset]}
+        if self.composer is not None:
+            values["composer"] = self.composer
+        composer = COMPOSERS.get(values["composer"])
+        if composer.spatial:
+            values["feature_dropout"] = min(values["feature_dropout"], MAP_DROPOUT)
+        if composer.multilevel:
+            values |= {"pooling": "none", "descriptors": ()}
+            if PRESETS[preset].get("composer") != values["composer"]:
+                values["taps"] = LEVELS
+        elif composer.spatial:
+            values |= {"pooling": "none", "taps": ("stage5",), "descriptors": ()}
+        given = {key: getattr(self, key) for key in values}
+        changes = {key: value for key, value in values.items() if given[key] is None}
+        if PRESETS[preset].get("composer") != values["composer"]:
+            values["composer_options"] = COMPOSER_DEFAULTS.get(values["composer"], {})
+        for key, chosen in OPTIONS_OF.items():
+            # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
+            belongs = chosen == "composer" or getattr(self, chosen) in (None, PRESETS[preset].get(chosen))
+            changes[key] = {**(values[key] if belongs else {}), **(given[key] or {})}
+        if self.epochs is not None:
+            changes["train_steps"] = None
+        config = dataclasses.replace(self, preset=preset, **changes)
+        if composer.spatial and (config.pooling != "none" or config.descriptors):
+            raise UsageError(f"--composer {config.composer} works on feature maps: leave out --pooling and --descriptors.")
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raises `UsageError` for values that no run can have."""
+        if not str(self.backbone).startswith(SAVED_MODEL):
+            BACKBONES.get(str(self.backbone))
+        TEXT_ENCODERS.get(str(self.text_encoder))
+        COMPOSERS.get(self.composer)
+        LOSSES.get(self.loss)
+        if self.protocol is not None:
+            get_protocol(self.protocol)
+        for name, known in (
+            ("captions", ("joined", "single")),
+            ("optimizer", ("adamw", "adam")),
+            ("schedule", ("cosine", "constant", "step", "warmup_step")),
+            ("caption_order", CAPTION_ORDERS),
+            ("glove_missing", MISSING),
+            ("augment", (None, False, *AUGMENTATIONS)),
+            ("tokens", RULES),
+        ):
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
+        if self.semantic_weight < 0 or self.pretrain_epochs < 0:
+            raise UsageError("--semantic-weight and --pretrain-epochs cannot be negative.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
+        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        if not self.learning_rate or self.learning_rate <= 0:
+            raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
+        for name in ("feature_dropout", "text_dropout", "caption_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: expected a number from 0 up to but not including 1, found {getattr(self, name)}."
+                )
+        if (self.loss == "match_embedding") != bool(self.target_embeddings):
+            raise UsageError(
+                "--loss match_embedding (the match presets) and --target-embeddings belong together: the loss compares with a given "
+                "embedding of each target. Give both or neither."
+            )
+        if self.skip_bad_images and self.black_bad_images:
+            raise UsageError("--skip-bad-images and --black-bad-images exclude each other.")
+        if self.select not in ("last", "best"):
+            raise UsageError(f"--select: expected last or best, found {self.select!r}.")
+        if str(self.backbone).startswith(SAVED_MODEL):
+            if not self.freeze_backbone:
+                raise UsageError("A SavedModel cannot be trained along: add --freeze-backbone.")
+        elif self.freeze_backbone and not self.weights:
+            raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the weights: two runs with equal identities are one run."""
+        ignored = {"out", "overwrite", "progress", "report", "export", "tensorboard", "cache", "data", "images"}
+        return {key: value for key, value in self.plain().items() if key not in ignored}
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

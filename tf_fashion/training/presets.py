@@ -1,0 +1,243 @@
+"""Settings that belong together: the library's own, and those of published systems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# The feature maps that multi-level composers work on.
+LEVELS = ("low", "mid", "high")
+ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
+
+# What neither the command line nor the preset says.
+DEFAULTS: dict[str, Any] = {
+    "composer": "tirg",
+    "composer_options": {},
+    "text_options": {},
+    "text_encoder": "swem",
+    "word_dim": 256,
+    "text_dropout": 0.0,
+    "tokens": "strip_punct",
+    "marks": False,
+    "spelling": False,
+    "legacy_markers": False,
+    "caption_order": "shuffled",
+    "glove_missing": "scaled_normal",
+    "captions": "joined",
+    "caption_style": "and",
+    "resize": "squash",
+    "interpolation": "bilinear",
+    "taps": ("stage5",),
+    "pooling": "avg",
+    "descriptors": (),
+    "dim": 512,
+    "projection": "linear",
+    "feature_norm": False,
+    "feature_dropout": 0.0,
+    "loss": "batch_classification",
+    "loss_options": {},
+    "scale": 4.0,
+    "semantic_with": "target",
+    "optimizer": "adamw",
+    "optimizer_options": {},
+    "schedule": "cosine",
+    "schedule_options": {},
+    "weight_decay": 0.0,
+    "l2_penalty": 0.0,
+    "backbone_factor": 1.0,
+    "legacy_triple_pass": False,
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "flip": False,
+}
+
+# Better starts than the originals', for presets that do not reproduce one. VAL's self-attention begins with weight 0 there, and
+# its gates alone can only dampen a channel, so that it learns slowly; and its change is never negative, although our normalised maps
+# take both signs.
+COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "val": {"attention": {"initial_weights": (1.0, 1.0), "signed_change": True, "gate_activation": False}}
+}
+# Composers on maps drop features after composing, and with them what the sentence said.
+MAP_DROPOUT = 0.1
+
+# What a preset says is taken where the command line says nothing.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Frozen pretrained backbone, features computed once: minutes on a CPU.
+    "frozen": {
+        "backbone": "mobilenet_v2",
+        "taps": ALL_STAGES,
+        "descriptors": ("colour", "shape"),
+        "text_encoder": "swem",
+        "word_dim": 256,
+        "text_dropout": 0.3,
+        "dim": 512,
+        "feature_norm": True,
+        "feature_dropout": 0.5,
+        "batch_size": 128,
+        "epochs": 12,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+    },
+    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
+    "scratch": {
+        "backbone": "small_cnn",
+        "image_size": 64,
+        "taps": ("stage5", "stage4"),
+        "descriptors": (),
+        "pooling": "avg_max",
+        "text_encoder": "swem",
+        "word_dim": 128,
+        "text_dropout": 0.0,
+        "dim": 256,
+        "feature_norm": True,
+        "feature_dropout": 0.0,
+        "batch_size": 64,
+        "epochs": 4,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-4,
+    },
+    # A pretrained backbone trained along: for GPUs.
+    "finetune": {
+        "backbone": "resnet50_v2",
+        "taps": ("stage5",),
+        "descriptors": (),
+        "text_encoder": "lstm_gru",
+        "word_dim": 512,
+        "text_dropout": 0.1,
+        "dim": 1024,
+        "feature_norm": False,
+        "feature_dropout": 0.1,
+        "batch_size": 64,
+        "epochs": 40,
+        "learning_rate": 2e-4,
+        "weight_decay": 1e-2,
+        "backbone_factor": 0.1,
+        "augment": "fashion_iq_2020",
+    },
+}
+
+# VAL as released: https://arxiv.org/abs/2003.11681 and its scripts. `train_steps` counts optimizer steps.
+_VAL = {
+    "composer": "val",
+    "taps": ("low", "mid", "high"),
+    "interpolation": "bilinear_tf1",
+    "text_encoder": "lstm",
+    "word_dim": 512,
+    "text_units": 1024,
+    "text_dropout": 0.1,
+    "text_options": {"pooling": "max", "head": "dense_bn", "initialization": "glorot", "learned_initial_state": True},
+    "captions": "single",
+    "marks": True,
+    "dim": 512,
+    "projection": "none",
+    "loss": "bidirectional_matching",
+    "loss_options": {"margin": 0.2, "semi_hard": "column", "legacy_duplicate_negatives": True},
+    "optimizer": "adam",
+    "schedule": "constant",
+    "learning_rate": 2e-4,
+    "l2_penalty": 4e-5,
+    "ema": 0.9999,
+    "batch_size": 32,
+    "augment": "val_mirror",
+}
+_VAL_RESNET = {
+    "backbone": "slim_resnet_v2_50",
+    "image_size": 256,
+    "composer_options": {"attention": {"activation": "relu", "norm_momentum": 0.997, "norm_epsilon": 1e-5}},
+    "norm_momentum": 0.997,
+    "tokens": "treebank",
+}
+PRESETS |= {
+    "val_fashion_iq": {**_VAL, **_VAL_RESNET, "augment": "val", "train_steps": 50_000, "protocol": "val-split"},
+    "val_shoes": {**_VAL, **_VAL_RESNET, "train_steps": 30_000},
+    "val_fashion200k": {
+        **_VAL,
+        "backbone": "slim_mobilenet_v1",
+        "image_size": 224,
+        "composer_options": {"attention": {"activation": "relu6", "norm_momentum": 0.9997, "norm_epsilon": 1e-3}},
+        "norm_momentum": 0.9997,
+        "schedule": "step",
+        "train_steps": 160_000,
+    },
+}
+for _preset in ("val_fashion_iq", "val_shoes", "val_fashion200k"):
+    _attention = PRESETS[_preset]["composer_options"]["attention"]
+    _norm = {key: _attention[key] for key in ("norm_momentum", "norm_epsilon")}
+    PRESETS[_preset]["text_options"] = {**PRESETS[_preset]["text_options"], **_norm}
+
+# The FashionIQ 2020 entry (M. Shin et al., second place): its four methods, with what it does by mistake put right. Text-only models
+# meant to train the backbone at a tenth of the rate and did not.
+_FIQ2020: dict[str, Any] = {
+    "backbone": "torch_resnet152",
+    "image_size": 224,
+    "resize": "pad",
+    "taps": ("stage5",),
+    "pooling": "avg",
+    "dim": 2048,
+    "composer": "tirg_fiq2020",
+    "text_encoder": "lstm_gru",
+    "text_options": {"layers": 2, "dropout": 0.1, "head": "dense", "initialization": "torch"},
+    "word_dim": 900,
+    "spelling": True,
+    "caption_style": "fiq2020",
+    "protocol": "fiq2020",
+    "loss": "batch_hard_triplet",
+    "loss_options": {"margin": 1.0},
+    "scale": 5.0,
+    "optimizer": "adamw",
+    "optimizer_options": {"beta_1": 0.55, "beta_2": 0.999, "epsilon": 1e-8},
+    "weight_decay": 0.01,
+    "schedule": "warmup_step",
+    "learning_rate": 0.00011148,
+    "backbone_factor": 0.48,
+    "augment": "fashion_iq_2020",
+    "batch_size": 32,
+    "epochs": 100,
+}
+_FIQ2020_TEXT = {
+    "composer": "text_only",
+    "text_options": {**_FIQ2020["text_options"], "head": "bn_dense"},
+    "backbone_factor": 0.1,
+}
+_MATCH = {"loss": "match_embedding", "loss_options": {}}
+_FIQ2020_ORIGINAL: dict[str, Any] = {
+    "interpolation": "nearest",
+    "augment": "fashion_iq_2020_legacy",
+    "legacy_markers": True,
+    "caption_order": "legacy",
+    "glove_missing": "legacy_normal",
+    "optimizer_options": {**_FIQ2020["optimizer_options"], "decay_vectors": True},
+}
+PRESETS |= {
+    "fiq2020_tirg": _FIQ2020,
+    "fiq2020_text_only": {**_FIQ2020, **_FIQ2020_TEXT},
+    "fiq2020_match_tirg": {**_FIQ2020, **_MATCH},
+    "fiq2020_match_text_only": {**_FIQ2020, **_FIQ2020_TEXT, **_MATCH, "text_encoder": "lstm"},
+    # As released, mistakes included.
+    "fiq2020_tirg_original": {
+        **_FIQ2020,
+        **_FIQ2020_ORIGINAL,
+        "composer_options": {"trainable_scalars": False},
+        "legacy_triple_pass": True,
+    },
+    "fiq2020_text_only_original": {**_FIQ2020, **_FIQ2020_TEXT, **_FIQ2020_ORIGINAL, "backbone_factor": 1.0},
+}
+
+# Its successor RTIC with the settings that its authors call optimised: https://arxiv.org/abs/2104.03015 and their code.
+PRESETS["rtic"] = {
+    **_FIQ2020,
+    "composer": "rtic",
+    "composer_options": {"blocks": 1},
+    "text_options": {"layers": 2, "dropout": 0.1, "head": "dense", "initialization": "torch", "pooling": "max"},
+    "word_dim": 1100,
+    "caption_style": "rtic",
+    "protocol": "rtic",
+    "image_size": 256,
+    "scale": 4.82,
+    "optimizer_options": {"beta_1": 0.624, "beta_2": 0.998, "epsilon": 1e-8},
+    "schedule": "cosine",
+    "schedule_options": {"warmup_ratio": 0.15},
+    "learning_rate": 0.00010657,
+    "backbone_factor": 0.652,
+    "batch_size": 24,
+}
