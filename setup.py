@@ -17,7 +17,8 @@ TUNE = [
     "threadpoolctl>=3.2",
 ]
 HUB = ["tensorflow-hub>=0.16.1"]
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9"]
+WEIGHTS = ["safetensors>=0.4"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *WEIGHTS, *TUNE]
 
 setup(
     name="tf-fashion",
@@ -39,6 +40,6 @@ setup(
         "matplotlib>=3.8",
         "jinja2>=3.1",
     ],
-    extras_require={"tune": TUNE, "hub": HUB, "tensorboard": ["tensorboard>=2.20"], "dev": DEV},
+    extras_require={"tune": TUNE, "weights": WEIGHTS, "hub": HUB, "tensorboard": ["tensorboard>=2.20"], "dev": DEV},
     entry_points={"console_scripts": ["tf-fashion=tf_fashion.cli:main"]},
 )

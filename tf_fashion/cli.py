@@ -314,6 +314,37 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(composed)
     composed.set_defaults(run=_train_composed)
 
+    tune = _parser(verbs, "tune", "search for good settings", "Search for good settings.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    composed = _parser(
+        tune,
+        "composed",
+        "settings of `train composed`",
+        "Trains again and again with settings that keras-tuner's Bayesian optimisation chooses; every run is kept in --out/runs.\n"
+        "An interrupted search is continued by the same command; with more --trials it goes on. It needs the extra `tune`.\n"
+        "Several workers on one search: set KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT as in keras-tuner's\n"
+        "guide to distributed tuning. All options of `train composed` are taken; those that are searched replace them.\n\n"
+        "  tf-fashion tune composed --data wardrobe --out runs/tuned --search learning_rate=1e-4:1e-2:log --search dim=128,256,512\n"
+        "  tf-fashion tune composed --data wardrobe --out runs/tuned --composer rtic --search composer_options.blocks=1:6:int",
+    )
+    add_training_arguments(composed)
+    group = composed.add_argument_group("search")
+    group.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="NAME=RANGE",
+        help="what is searched: LOW:HIGH, LOW:HIGH:log, LOW:HIGH:int or A,B,C (for taps and descriptors A+B,C); repeatable "
+        "(default: learning rate, feature dropout, scale and weight decay)",
+    )
+    group.add_argument("--trials", type=int, default=20, help="runs in all")
+    group.add_argument("--search-seed", type=int, default=0, help="of the search; --seed is that of every run")
+    group.add_argument(
+        "--holdout", metavar="SPLIT", help="also measure the best model on this split, which takes no part in the choice"
+    )
+    composed.set_defaults(run=_tune_composed)
+
     evaluate = _parser(verbs, "evaluate", "measure a model", "Measure a model under a named protocol.").add_subparsers(
         dest="what", metavar="WHAT", required=True
     )
@@ -513,6 +544,14 @@ def _train_composed(args: argparse.Namespace) -> int:
     from tf_fashion.training.composed import train_composed
 
     train_composed(training_config(args))
+    return 0
+
+
+def _tune_composed(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.tuning import TuningConfig, tune_composed
+
+    tune_composed(training_config(args), config_of(TuningConfig, args))
     return 0
 
 
