@@ -9,6 +9,7 @@ interrupted run continues with the next shard.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,12 @@ def photo_digests(paths: Mapping[str, Path]) -> dict[str, str]:
         return dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
 
 
+def default_cache() -> Path:
+    """Where features are kept between runs: `$XDG_CACHE_HOME/tf-fashion/features` (usually `~/.cache/...`)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tf-fashion" / "features"
+
+
 class FeatureCache:
     """A folder of cached features for one encoder.
 
@@ -87,11 +94,16 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, fingerprint: str, feature_shape: Sequence[int]) -> None:
-        self.folder = make_out_folder(Path(folder) / f"v{_FORMAT}-{fingerprint[:16]}")
+        self.folder = make_out_folder(self.folder_of(folder, fingerprint))
         self.fingerprint = fingerprint
         self.feature_shape = tuple(int(n) for n in feature_shape)
         self._manifest_path = self.folder / "manifest.json"
         self.shards: list[list[str]] = self._read_manifest()
+
+    @staticmethod
+    def folder_of(folder: str | Path, fingerprint: str) -> Path:
+        """Where the cache of an encoder is, or would be."""
+        return Path(folder) / f"v{_FORMAT}-{fingerprint[:16]}"
 
     def _read_manifest(self) -> list[list[str]]:
         if not self._manifest_path.exists():

@@ -13,6 +13,7 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
 from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
+from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
@@ -73,16 +74,7 @@ def evaluate_model(
     get_protocol(protocol_name)
     model = load_composed(model_path)
     embedder = Embedder(model)
-    wanted = needed_images(dataset, split, names)
-    missing = set(dataset.missing_images([split]))
-    bad = [BadImage(i, Path(f"{dataset.images_root}/{i}.jpg"), "missing") for i in wanted if i in missing]
-    paths = {image_id: dataset.image_path(image_id) for image_id in wanted if image_id not in missing}
-    bad += audit_images(paths, model.image_encoder.image_spec, progress=progress)
-    refuse_or_report(bad, target.with_name("bad_images.csv"), skip_bad_images)
-    unusable = {image.id for image in bad}
-    if unusable:
-        dataset = dataset.without_images(unusable)
-    table = embedder.features({i: path for i, path in paths.items() if i not in unusable}, progress=progress)
+    dataset, table = split_features(embedder, dataset, split, names, target.with_name("bad_images.csv"), skip_bad_images, progress)
     protocol = get_protocol(protocol_name, dataset=dataset.name, split=split, join=model.caption_style)
     results = evaluate_composed(embedder, dataset, table, protocol, names)
     run = {
@@ -112,6 +104,24 @@ def evaluate_model(
     if progress:
         print(results_table(metrics))
     return metrics
+
+
+def split_features(
+    embedder: Embedder, dataset: ComposedDataset, split: str, names: Sequence[str], bad_list: Path, skip: bool, progress: bool
+) -> tuple[ComposedDataset, FeatureTable]:
+    """Features of all pictures that a split's evaluation looks at, and the dataset without those that cannot be used.
+
+    Raises:
+        DataError: there are such pictures and `skip` is off; `bad_list` names them all.
+    """
+    wanted = needed_images(dataset, split, names)
+    missing = set(dataset.missing_images([split]))
+    bad = [BadImage(i, Path(f"{dataset.images_root}/{i}.jpg"), "missing") for i in wanted if i in missing]
+    paths = {image_id: dataset.image_path(image_id) for image_id in wanted if image_id not in missing}
+    table, unreadable = embedder.features_or_problems(paths, progress)
+    bad += unreadable
+    refuse_or_report(bad, bad_list, skip)
+    return (dataset.without_images([image.id for image in bad]) if bad else dataset), table
 
 
 def _gallery_paths(folder: str) -> dict[str, Path]:

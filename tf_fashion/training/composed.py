@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import os
 import platform
 import shutil
 import sys
@@ -31,7 +30,7 @@ from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
 from tf_fashion.inputs.augment import Augmentation
 from tf_fashion.inputs.embeddings import load_embeddings
-from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
+from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable, default_cache
 from tf_fashion.inputs.glove import glove_table, load_glove
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
@@ -48,12 +47,6 @@ from tf_fashion.training.optimizers import GroupedAdamW, TFAdam
 from tf_fashion.training.results import write_results
 from tf_fashion.training.resume import TrainingState
 from tf_fashion.training.schedules import WarmupCosine, WarmupStepDecay
-
-
-def default_cache() -> Path:
-    """Where features are kept between runs: `$XDG_CACHE_HOME/tf-fashion/features` (usually `~/.cache/...`)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tf-fashion" / "features"
 
 
 def versions() -> dict[str, str]:

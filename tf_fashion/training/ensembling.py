@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,17 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
 from tf_fashion.datasets import CategorySplit, open_composed
 from tf_fashion.ensemble.fusion import Fusion
-from tf_fashion.ensemble.scores import ScoredQuery, ScoreFile, ScoreWriter, open_scores, refuse_existing
+from tf_fashion.ensemble.scores import MANIFEST, ScoredQuery, ScoreFile, ScoreWriter, open_scores, refuse_existing
 from tf_fashion.ensemble.submission import refuse_unsubmittable, submission_of, write_submission
 from tf_fashion.ensemble.weights import FittedWeights, fit_weights
-from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.pipelines import query_text
 from tf_fashion.reports.contributions import Contribution, draw_contributions
 from tf_fashion.reports.tables import format_table
 from tf_fashion.retrieval.protocol import Protocol, gallery_for, get_protocol, summarise
 from tf_fashion.retrieval.search import QUERY_BLOCK, score_matrix
-from tf_fashion.training.bad_images import refuse_or_report
-from tf_fashion.training.commands import load_composed
+from tf_fashion.training.commands import load_composed, split_features
 from tf_fashion.training.composed import versions
-from tf_fashion.training.evaluation import Embedder, needed_images
+from tf_fashion.training.evaluation import Embedder
 
 SUBMITTED = 50
 
@@ -81,21 +80,14 @@ def export_scores(
     if protocol_name is None:
         protocol = protocol.replace(join=model.caption_style)
     embedder = Embedder(model)
-    wanted = needed_images(dataset, split, names)
-    missing = set(dataset.missing_images([split]))
-    bad = [BadImage(i, Path(f"{dataset.images_root}/{i}.jpg"), "missing") for i in wanted if i in missing]
-    paths = {image_id: dataset.image_path(image_id) for image_id in wanted if image_id not in missing}
-    bad += audit_images(paths, model.image_encoder.image_spec, progress=progress)
     make_out_folder(folder.parent)
-    refuse_or_report(bad, folder.with_name("bad_images.csv"), skip_bad_images)
-    unusable = {image.id for image in bad}
-    if unusable:
-        dataset = dataset.without_images(unusable)
-    table = embedder.features({i: path for i, path in paths.items() if i not in unusable}, progress=progress)
+    bad_list = folder.with_name("bad_images.csv")
+    dataset, table = split_features(embedder, dataset, split, names, bad_list, skip_bad_images, progress)
     run = {
         "model": {"file": Path(model_path).name, "sha256": hash_file(model_path)},
         "versions": versions(),
         "data_hash": dataset.data_hash([split]),
+        "left_out": {c: dataset.get(c, split).dropped_triplets for c in names if dataset.get(c, split).dropped_triplets},
     }
     scale = float(np.square(model.scaled.scale.numpy()))
     title = name or Path(model_path).resolve().parent.name
@@ -150,16 +142,17 @@ def _open_fusion(folders: Sequence[str], how: str) -> Fusion:
 
 def _renamed(member: ScoreFile) -> ScoreFile:
     parts = [part for part in member.folder.resolve().parts[-3:] if part not in ("/", "scores")]
-    return ScoreFile(member.folder, "/".join(parts), member.protocol, member.scale, member.categories, member.run)
+    return replace(member, name="/".join(parts))
 
 
 def build_ensemble(config: EnsembleConfig) -> dict[str, Any]:
     """Finds weights, measures them on queries that they were not found on, and writes what `tf-fashion ensemble --help` lists.
 
-    Nothing but the searches' own state is written before every score of every member has been read and found sound.
+    Nothing but the searches' own state is written before every score of every member has been read and found sound. Workers of a
+    search with a chief (see `ensemble.tuner`) help to find the weights and leave the rest to the chief.
 
     Returns:
-        The content of `ensemble.json`.
+        The content of `ensemble.json`; empty in a worker.
     """
     if len(config.members) < 2:
         raise UsageError(f"--members: an ensemble needs at least two score files, found {len(config.members)}.")
@@ -175,32 +168,56 @@ def build_ensemble(config: EnsembleConfig) -> dict[str, Any]:
         test = _open_fusion(config.test, config.normalise)
         refuse_unsubmittable(test.protocol, "--test")
         _refuse_other_models(fusion, test)
+        absent = [name for name in fusion.categories if name not in test.categories]
+        if absent:
+            raise DataError(f"{config.test[0]}: the categories {', '.join(absent)} are missing, which {config.members[0]} has.")
     if config.weights is not None and (
-        len(config.weights) != len(config.members) or min(config.weights) < 0 or not sum(config.weights)
+        len(config.weights) != len(config.members)
+        or not all(0 <= weight < math.inf for weight in config.weights)
+        or not 0 < sum(config.weights) < math.inf
     ):
         raise UsageError(f"--weights: expected {len(config.members)} numbers of at least 0 that are not all 0, found {config.weights}.")
     out = Path(config.out)
-    if out.is_file():
-        raise UsageError(f"--out {out}: expected a folder, found a file.")
+    _refuse_results_folder(out, [side for side in (fusion, test) if side is not None], config.fused)
     if test is not None:
         test.check_finite()
     if config.weights is not None:
         fusion.check_finite()
-    if config.weights is not None:
         weights = np.array(config.weights, np.float64) / sum(config.weights)
         fitted = None
         make_out_folder(out)
     else:
         fitted = fit_weights(fusion, out / "search", config.trials, config.folds, config.seed, config.overwrite, config.progress)
         weights = fitted.weights
+        from tf_fashion.ensemble.tuner import is_worker
+
+        if is_worker():
+            return {}
     return _Results(config, fusion, test, weights, fitted, out).write()
 
 
 def _refuse_other_models(fusion: Fusion, test: Fusion) -> None:
     for val, other in zip(fusion.members, test.members, strict=True):
-        models = [member.run.get("model", {}).get("sha256") for member in (val, other)]
+        models = [_entry(member, "model").get("sha256") for member in (val, other)]
         if None not in models and models[0] != models[1]:
             raise UsageError(f"--test: {other.folder} was made by another model than {val.folder}. Give both in the same order.")
+
+
+def _entry(member: ScoreFile, key: str) -> dict[str, Any]:
+    found = member.run.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_results_folder(out: Path, sides: Sequence[Fusion], fused: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: expected a folder, found a file.")
+    target = (out / "fused").resolve()
+    for member in (member for side in sides for member in side.members):
+        if member.folder.resolve().is_relative_to(target):
+            raise UsageError(f"{member.folder} is a member and lies where the fused scores of {out} go. Choose another --out.")
+    if fused:
+        for side in sides:
+            refuse_existing(out / "fused" / side.protocol.split, overwrite=True)
 
 
 class _Results:
@@ -220,6 +237,7 @@ class _Results:
     def write(self) -> dict[str, Any]:
         """Writes everything; returns the content of `ensemble.json`."""
         config, fusion, count = self.config, self.fusion, len(self.fusion.members)
+        self._clear()
         run = {
             "name": "ensemble",
             "members": [member.name for member in fusion.members],
@@ -270,6 +288,18 @@ class _Results:
             print(self._listing())
         return result
 
+    def _clear(self) -> None:
+        """Removes an older ensemble's results, so that those of two never stand side by side."""
+        marker = self.out / "ensemble.json"
+        if not marker.is_file():
+            return
+        marker.unlink()
+        for pattern in ("metrics.json", "contributions.png", "ranking.*.json", "submission/*.pred.json"):
+            for path in self.out.glob(pattern):
+                path.unlink()
+        for path in self.out.glob(f"fused/*/{MANIFEST}"):
+            shutil.rmtree(path.parent)
+
     def _table(self, rows: list[dict[str, Any]]) -> str:
         cuts = list(rows[0]["mean"])
         weights = [*(f"{weight:.2f}" for weight in self.weights), *([None] * (len(rows) - len(self.weights)))]
@@ -309,14 +339,12 @@ class _Results:
         return rankings
 
     def _fused_scores(self, fusion: Fusion, folder: Path) -> None:
-        if folder.is_dir():
-            shutil.rmtree(folder)
         run = {
             "fused": [member.name for member in fusion.members],
             "weights": self.weights.tolist(),
             "normalise": self.config.normalise,
         }
-        with ScoreWriter(folder, "ensemble", fusion.protocol, None, run) as writer:
+        with ScoreWriter(folder, "ensemble", fusion.protocol, None, run, overwrite=True) as writer:
             for name, part in fusion.members[0].categories.items():
                 matrix = writer.category(name, part.queries, part.gallery, part.labels)
                 for rows in fusion.blocks(name):
@@ -332,4 +360,10 @@ class _Results:
             "submission": "the challenge's files for the test split",
         }
         lines = [f"  {self.out / name}  {what}" for name, what in kept.items() if (self.out / name).exists()]
+        for member in self.test.members if self.test is not None else ():
+            for category, count in _entry(member, "left_out").items():
+                lines.append(
+                    f"Note: {member.folder} leaves out {count} queries of {category}, whose pictures could not be used; the challenge "
+                    "wants a ranking for every query."
+                )
         return "\n".join(["Results:", *lines])

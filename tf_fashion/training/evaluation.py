@@ -13,12 +13,18 @@ from tqdm import tqdm
 from tf_fashion.core.errors import DataError
 from tf_fashion.datasets import CategorySplit, ComposedDataset
 from tf_fashion.datasets.val_files import ground_truth
-from tf_fashion.inputs.feature_cache import FeatureTable, image_batches
+from tf_fashion.inputs.audit import BadImage, audit_images
+from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable, default_cache, image_batches
 from tf_fashion.inputs.pipelines import query_text
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.retrieval.protocol import CategoryResult, Protocol, evaluate_category, gallery_for
 
 QUERY_BATCH = 256
+
+
+def _without(paths: Mapping[str, Path], bad: Sequence[BadImage]) -> dict[str, Path]:
+    unusable = {image.id for image in bad}
+    return {image_id: Path(path) for image_id, path in paths.items() if image_id not in unusable}
 
 
 class Embedder:
@@ -57,6 +63,20 @@ class Embedder:
                 at += len(rows)
                 bar.update(len(rows))
         return FeatureTable(ids, values)
+
+    def features_or_problems(self, paths: Mapping[str, Path], progress: bool = True) -> tuple[FeatureTable, list[BadImage]]:
+        """Features of all photos that can be used, and the others with the reason.
+
+        Photos that a training run with this (frozen) encoder has encoded are taken from its cache, and new ones are added to it.
+        """
+        encoder = self.model.image_encoder
+        where, fingerprint = default_cache(), encoder.fingerprint()
+        if not FeatureCache.folder_of(where, fingerprint).is_dir():
+            bad = audit_images(paths, encoder.image_spec, progress=progress)
+            return self.features(_without(paths, bad), progress), bad
+        cache = FeatureCache(where, fingerprint, encoder.feature_shape)
+        bad = cache.fill(paths, encoder.image_spec, self.encode, progress=progress)
+        return cache.table(_without(paths, bad)), bad
 
     def gallery(self, table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
         """Gallery embeddings `(len(ids), dim)` float32."""
