@@ -74,6 +74,21 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class OtherAnswers:
+    """The right answers of a query beside the first in the gallery, which entries must beat as well.
+
+    Attributes:
+        thresholds: float32 (members, Q, m), these answers minus the first.
+        places: int64 (Q, 1 + m), gallery positions of the first and of the others.
+        columns: int32 (entries,), gallery positions of a contest's entries.
+    """
+
+    thresholds: np.ndarray
+    places: np.ndarray
+    columns: np.ndarray
+
+
+@dataclass(frozen=True)
 class Contest:
     """What decides, for every weighting with non-negative weights, who ranks above the target, in a compact form.
 
@@ -85,9 +100,8 @@ class Contest:
         queries: int64 (S,), the queries that have undecided entries.
         starts: int64 (S,), where the entries of each begin.
         differences: float32 (members, entries), entry minus target.
-        before: bool (entries,), whether an entry wins a tie.
-        thresholds: None, or float32 (members, Q, m): the query's other right answers minus the first, which the entries must beat
-            as well.
+        before: bool (entries,), whether an entry wins a tie with the first right answer.
+        others: None where every query has one right answer, else what decides between entries and the others.
     """
 
     always: np.ndarray
@@ -95,7 +109,7 @@ class Contest:
     starts: np.ndarray
     differences: np.ndarray
     before: np.ndarray
-    thresholds: np.ndarray | None
+    others: OtherAnswers | None
 
     def ranks(self, weights: np.ndarray) -> np.ndarray:
         """Rank (from 1) of each query's best right answer under non-negative weights (members,): int64 (Q,).
@@ -112,12 +126,20 @@ class Contest:
             starts, queries = self.starts[chunk], self.queries[chunk]
             end = self.starts[chunk.stop] if chunk.stop < len(self.starts) else self.differences.shape[1]
             rows = slice(starts[0], end)
-            fused = weights @ self.differences[:, rows]
-            if self.thresholds is not None:
-                best = np.maximum(np.einsum("m,mqp->qp", weights, self.thresholds[:, queries]).max(axis=1), 0.0)
-                fused -= np.repeat(best, np.diff(np.append(starts, end)))
-            beats = fused > 0
-            beats |= (fused == 0) & self.before[rows]
+            if self.others is None:
+                fused = weights @ self.differences[:, rows]
+                beats = fused > 0
+                beats |= (fused == 0) & self.before[rows]
+            else:
+                # Summed in one order on both sides: a picture that is in the gallery twice has one score.
+                fused = _sum_of(weights, self.differences[:, rows])
+                answers = np.pad(_sum_of(weights, self.others.thresholds[:, queries]), ((0, 0), (1, 0)))
+                best = answers.argmax(axis=1)
+                sizes = np.diff(np.append(starts, end))
+                bar = np.repeat(np.take_along_axis(answers, best[:, None], axis=1)[:, 0], sizes)
+                place = np.repeat(self.others.places[queries, best], sizes)
+                beats = fused > bar
+                beats |= (fused == bar) & (self.others.columns[rows] < place)
             # Sums of bytes are much quicker than sums of truth values.
             ranks[queries] += np.add.reduceat(beats.view(np.uint8), starts - rows.start, dtype=np.uint32)
 
@@ -206,8 +228,12 @@ class Fusion:
 
     def check_finite(self) -> None:
         """Reads everything once; raises `DataError` as `normalised` does."""
+
+        def look(category: str, rows: slice) -> None:
+            self.normalised(category, rows)
+
         for category in self.categories:
-            _each(functools.partial(self.normalised, category), self.blocks(category))
+            _each(functools.partial(look, category), self.blocks(category))
 
     def fused(self, category: str, rows: slice, weights: np.ndarray) -> np.ndarray:
         """Fused scores float32 (rows, gallery) under weights (members,), or (queries, members) with one row per query."""
@@ -255,33 +281,42 @@ class Fusion:
         scores, places = zip(*_each(best, self.blocks(category)), strict=True)
         return np.concatenate(scores), np.concatenate(places)
 
-    def contests(self, category: str, groups: np.ndarray | None = None) -> list[Contest]:
+    def contests(self, category: str, groups: np.ndarray | None = None) -> dict[int, Contest]:
         """The compact form of a category that a search for weights works on.
 
         Args:
             category: The category.
-            groups: None, or int (Q,) numbers from 0: queries of one number make a contest of their own, in their order.
+            groups: None for one group with the number 0, or int (Q,): queries of one number make a contest of their own, in their
+                order.
+
+        Returns:
+            Number of the group -> its contest.
         """
         part = self.members[0].categories[category]
         answers = part.answers(self.protocol)
         groups = np.zeros(len(part.queries), np.int64) if groups is None else np.asarray(groups)
         several = max(map(len, answers.right)) > 1
         pieces = _each(lambda rows: self._undecided(category, rows, answers, groups[rows]), self.blocks(category))
-        contests = []
-        for group in range(int(groups.max()) + 1):
+        contests = {}
+        for group in np.unique(groups).tolist():
             # Taken out as they are joined: the entries of all queries need not fit into memory twice.
             mine = [piece.pop(group) for piece in pieces if group in piece]
             sizes = np.concatenate([piece["sizes"] for piece in mine])
             queries = np.flatnonzero(sizes)
-            contests.append(
-                Contest(
-                    always=np.concatenate([piece["always"] for piece in mine]),
-                    queries=queries,
-                    starts=(np.cumsum(sizes) - sizes)[queries],
-                    differences=np.concatenate([piece["differences"] for piece in mine], axis=1),
-                    before=np.concatenate([piece["before"] for piece in mine]),
-                    thresholds=_padded([piece["thresholds"] for piece in mine]) if several else None,
+            others = None
+            if several:
+                others = OtherAnswers(
+                    thresholds=_padded([piece["thresholds"] for piece in mine], np.float32(-1e30)),
+                    places=_padded([piece["places"] for piece in mine], -1),
+                    columns=np.concatenate([piece["columns"] for piece in mine]),
                 )
+            contests[group] = Contest(
+                always=np.concatenate([piece["always"] for piece in mine]),
+                queries=queries,
+                starts=(np.cumsum(sizes) - sizes)[queries],
+                differences=np.concatenate([piece["differences"] for piece in mine], axis=1),
+                before=np.concatenate([piece["before"] for piece in mine]),
+                others=others,
             )
         return contests
 
@@ -292,9 +327,11 @@ class Fusion:
         first = np.array([places[0] for places in right])
         own = block[:, np.arange(count), first]
         others = np.full((len(block), count, max(max(map(len, right)) - 1, 1)), -np.inf, np.float32)
+        positions = np.full((count, 1 + others.shape[2]), -1, np.int64)
         candidates = np.ones(block.shape[1:], bool)
         for query, places in enumerate(right):
             others[:, query, : len(places) - 1] = block[:, query, places[1:]] - own[:, query, None]
+            positions[query, : len(places)] = places
             candidates[query, places] = False
         if answers.exclude is not None:
             gone = answers.exclude[rows]
@@ -319,6 +356,8 @@ class Fusion:
                 "differences": block[:, mine],
                 "before": before[mine],
                 "thresholds": np.where(np.isfinite(others[:, chosen]), others[:, chosen], np.float32(-1e30)),
+                "places": positions[chosen],
+                "columns": np.nonzero(mine)[1].astype(np.int32),
             }
         return found
 
@@ -326,12 +365,15 @@ class Fusion:
 def _weighted(block: np.ndarray, weights: np.ndarray, rows: slice) -> np.ndarray:
     """float32 (rows, gallery) from normalised scores (members, rows, gallery)."""
     weights = np.asarray(weights, np.float32)
-    if weights.ndim > 1:
-        return np.einsum("qm,mqn->qn", weights[rows], block)
-    used = np.flatnonzero(weights)
-    total = weights[used[0]] * block[used[0]] if len(used) else np.zeros_like(block[0])
+    return _sum_of(weights if weights.ndim == 1 else weights[rows].T[:, :, None], block)
+
+
+def _sum_of(weights: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """`sum_m weights[m] * parts[m]`, from the first member to the last and rounded alike everywhere, so that equals stay equal."""
+    used = np.flatnonzero(weights.reshape(len(weights), -1).any(axis=1))
+    total = weights[used[0]] * parts[used[0]] if len(used) else np.zeros_like(parts[0])
     for member in used[1:]:
-        total += weights[member] * block[member]
+        total += weights[member] * parts[member]
     return total
 
 
@@ -353,11 +395,11 @@ def _best_counts(fused: np.ndarray, answers: Answers, rows: slice) -> np.ndarray
     return np.stack([(fused > own).sum(axis=1), before, equal.sum(axis=1) - before - 1])
 
 
-def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
-    width = max(part.shape[2] for part in parts)
-    return np.concatenate(
-        [np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[2])), constant_values=np.float32(-1e30)) for part in parts], axis=1
-    )
+def _padded(parts: Sequence[np.ndarray], value: Any) -> np.ndarray:
+    """Joins arrays (..., Q, m) along the queries; rows are filled up to one width."""
+    width = max(part.shape[-1] for part in parts)
+    filled = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])], constant_values=value) for part in parts]
+    return np.concatenate(filled, axis=-2)
 
 
 @functools.cache

@@ -6,8 +6,11 @@ DIR/CATEGORY.npy      float16 or float32 (queries, gallery), C order
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import tokenize
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_fashion.core.errors import DataError, TfFashionError, UsageError
+from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import check_id, make_out_folder, read_json, write_json
 from tf_fashion.retrieval.protocol import Answers, Protocol, answers_of, excluded_positions
 
@@ -123,7 +126,8 @@ def open_scores(folder: str | Path) -> ScoreFile:
 
     Raises:
         UsageError: no such folder, or no score file in it.
-        DataError: the manifest is damaged or of another version; a matrix is missing, cut short, or has another shape than its ids.
+        DataError: the manifest is damaged or of another version; a category without queries or gallery, or with ids that repeat; a
+            matrix is missing, cut short, or has another shape than its ids.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -134,22 +138,62 @@ def open_scores(folder: str | Path) -> ScoreFile:
     try:
         if manifest["format"] != FORMAT or manifest["version"] != VERSION:
             raise DataError(f"{path}: expected '{FORMAT}' version {VERSION}, found {manifest['format']!r} {manifest['version']!r}.")
-        categories = {}
-        for name, part in manifest["categories"].items():
-            queries = [ScoredQuery(q["id"], q["reference"], q["target"], tuple(q["captions"])) for q in part["queries"]]
-            gallery = [str(entry) for entry in part["gallery"]]
-            matrix = _map_matrix(folder / f"{check_id(name, str(path))}.npy", (len(queries), len(gallery)))
-            categories[name] = CategoryScores(name, queries, gallery, matrix, part.get("labels"))
-        scale = None if manifest["scale"] is None else float(manifest["scale"])
         protocol = Protocol.from_config(manifest["protocol"])
-        opened = ScoreFile(folder, str(manifest["name"]), protocol, scale, categories, manifest["run"])
-    except TfFashionError:
+        scale = None if manifest["scale"] is None else float(_of(manifest["scale"], (int, float), "scale"))
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected a positive number, found {scale}")
+        name, run = _of(manifest["name"], str, "name"), _of(manifest["run"], dict, "run")
+        categories = {
+            category: _read_category(path, category, part, protocol)
+            for category, part in _of(manifest["categories"], dict, "categories").items()
+        }
+    except DataError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a score file ({type(error).__name__}: {error}). Export the scores again.") from None
-    if not opened.categories:
+    except KeyError as error:
+        raise DataError(f"{path}: not a score file (the key {error} is missing). Export the scores again.") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path}: not a score file ({error}). Export the scores again.") from None
+    if not categories:
         raise DataError(f"{path}: there is no category in it. Export the scores again.")
-    return opened
+    return ScoreFile(folder, name, protocol, scale, categories, run)
+
+
+def _read_category(path: Path, category: str, part: dict[str, Any], protocol: Protocol) -> CategoryScores:
+    check_id(category, f"{path}, name of a category")
+    queries = []
+    for row, query in enumerate(_of(part["queries"], list, f"{category}, queries")):
+        where = f"{category}, query {row}"
+        name, reference = (_of(query[key], str, f"{where}, {key}") for key in ("id", "reference"))
+        target = _of(query["target"], (str, type(None)), f"{where}, target")
+        queries.append(ScoredQuery(name, reference, target, tuple(_strings(query["captions"], f"{where}, captions"))))
+    gallery = _strings(part["gallery"], f"{category}, gallery")
+    for what, ids in (("queries", [query.id for query in queries]), ("gallery", gallery)):
+        if not ids:
+            raise DataError(f"{path}: the category {category!r} has no {what}. Export the scores again, or without that category.")
+        if len(set(ids)) < len(ids) and (what == "queries" or protocol.hit == "id"):
+            twice = Counter(ids).most_common(1)[0][0]
+            raise ValueError(f"{category}, {what}: the id {twice!r} stands there more than once")
+    labels = part.get("labels")
+    if labels is not None:
+        _strings(list(_of(labels, dict, f"{category}, labels").values()), f"{category}, labels")
+        without = [entry for entry in [*gallery, *_targets(queries)] if entry not in labels]
+        if without:
+            raise ValueError(f"{category}, labels: none for {without[0]!r}")
+    matrix = _map_matrix(path.with_name(f"{category}.npy"), (len(queries), len(gallery)))
+    return CategoryScores(category, queries, gallery, matrix, labels)
+
+
+def _of(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"{where}: expected {wanted}, found {type(value).__name__}")
+    return value
+
+
+def _strings(value: Any, where: str) -> list[str]:
+    for entry in _of(value, list, where):
+        _of(entry, str, where)
+    return value
 
 
 def _map_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -162,16 +206,16 @@ def _map_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             found, fortran, dtype = read(file)
             start = file.tell()
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a NumPy file of scores ({error}). {again}") from None
+    except (ValueError, OSError, EOFError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise DataError(f"{path}: not a NumPy file of scores ({reason}). {again}") from None
     if found != shape or fortran or dtype.name not in DTYPES:
-        raise DataError(f"{path}: expected {' or '.join(DTYPES)} {shape} as its ids say, found {dtype} {found}. {again}")
+        kind = f"{dtype} {found}{' in Fortran order' if fortran else ''}"
+        raise DataError(f"{path}: expected {' or '.join(DTYPES)} {shape} as its ids say, found {kind}. {again}")
     wanted, there = start + shape[0] * shape[1] * dtype.itemsize, path.stat().st_size
     if there != wanted:
         problem = "cut short" if there < wanted else "too long"
         raise DataError(f"{path}: {problem}: expected {wanted} bytes for {shape[0]} x {shape[1]} {dtype}, found {there}. {again}")
-    if not shape[0] * shape[1]:
-        return np.zeros(shape, dtype)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -193,7 +237,7 @@ class ScoreWriter:
 
     Raises:
         UsageError: the folder holds something, or an unknown dtype.
-        DataError: the disk is full, or a category's name cannot be a file's.
+        DataError: the disk is full, a category's name cannot be a file's, or a category has no queries or no gallery.
     """
 
     def __init__(
@@ -233,6 +277,8 @@ class ScoreWriter:
     ) -> np.ndarray:
         """Adds a category; returns the matrix (queries, gallery) to fill."""
         check_id(name, "the category of a score file")
+        if not queries or not gallery:
+            raise DataError(f"{self.folder}: the category {name!r} has {len(queries)} queries and {len(gallery)} gallery entries.")
         self._manifest["categories"][name] = {
             "queries": [asdict(query) for query in queries],
             "gallery": list(gallery),
@@ -242,19 +288,22 @@ class ScoreWriter:
         needed = shape[0] * shape[1] * np.dtype(self._dtype).itemsize
         if shutil.disk_usage(self._temporary).free < needed:
             raise DataError(f"{self.folder}: the scores of {name!r} need {needed / 1e6:.0f} MB, the disk has less. Free some space.")
-        if not needed:
-            np.save(path, np.zeros(shape, self._dtype))
-            return np.zeros(shape, self._dtype)
         return np.lib.format.open_memmap(path, "w+", self._dtype, shape)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             return
-        write_json(self._temporary / MANIFEST, self._manifest)
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
-        os.replace(self._temporary, self.folder)
+        try:
+            write_json(self._temporary / MANIFEST, self._manifest)
+            former = self._temporary.with_suffix(".old")
+            if self.folder.is_dir():
+                os.replace(self.folder, former)
+            os.replace(self._temporary, self.folder)
+            shutil.rmtree(former, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -298,11 +347,11 @@ def check_together(members: Sequence[ScoreFile]) -> None:
                 raise DataError(f"{two.folder}: the categories {', '.join(missing)} are missing, which {one.folder} has.")
         for name, part in first.categories.items():
             mine = other.categories[name]
-            pairs = (
-                ("gallery", part.gallery, mine.gallery),
-                ("queries", [query.id for query in part.queries], [query.id for query in mine.queries]),
-                ("targets", [str(query.target) for query in part.queries], [str(query.target) for query in mine.queries]),
-            )
+            pairs = [("gallery", part.gallery, mine.gallery)]
+            for what, key in (("queries", "id"), ("references", "reference"), ("targets", "target")):
+                pairs.append((what, *([str(getattr(query, key)) for query in side.queries] for side in (part, mine))))  # type: ignore[arg-type]
+            if first.protocol.hit == "any":
+                pairs.append(("labels", *([str((side.labels or {}).get(entry)) for entry in part.gallery] for side in (part, mine))))  # type: ignore[arg-type]
             for what, ours, theirs in pairs:
                 _refuse_difference(f"{other.folder}, {name}", what, ours, theirs, str(first.folder))
 

@@ -38,8 +38,8 @@ class FittedWeights:
 def assign_folds(part: CategoryScores, folds: int, seed: int) -> np.ndarray:
     """int64 (Q,): a fold for each query, drawn at random; queries that share a reference or a target share the fold.
 
-    Raises:
-        UsageError: fewer than two folds, or more than there are groups of queries.
+    Where chains of pictures tie more queries together than a fold may have, only queries with one target share it. A category with
+    fewer groups of queries than `folds` leaves some folds empty.
     """
     # Connected components: two queries are linked by a common picture.
     parent: dict[str, str] = {}
@@ -60,8 +60,6 @@ def assign_folds(part: CategoryScores, folds: int, seed: int) -> np.ndarray:
         # Chains of pictures tie too many queries together: then only the answers are kept apart.
         keys = [str(query.target) for query in part.queries]
     names = list(dict.fromkeys(keys))
-    if not 2 <= folds <= len(names):
-        raise UsageError(f"--folds: expected 2 to {len(names)} for {part.category!r} with {len(part.queries)} queries, found {folds}.")
     random = np.random.default_rng([seed, int(hash_json(part.category)[:8], 16)])
     # The largest groups first, each to the fold with the fewest queries so far.
     sizes = dict(zip(*np.unique(keys, return_counts=True), strict=True))
@@ -86,8 +84,11 @@ class _Objective:
     def checksum(self) -> int:
         """Of everything that the search can see."""
         total = 0
-        for contest in (contest for contests in self.contests.values() for contest in contests):
-            for array in (contest.always, contest.starts, contest.differences):
+        for contest in (contest for contests in self.contests.values() for contest in contests.values()):
+            arrays = [contest.always, contest.queries, contest.starts, contest.differences, contest.before]
+            if contest.others is not None:
+                arrays += [contest.others.thresholds, contest.others.places, contest.others.columns]
+            for array in arrays:
                 total = zlib.crc32(np.ascontiguousarray(array).data, total)
         return total
 
@@ -107,8 +108,9 @@ class _Objective:
         """Mean over categories (and cut-offs) of the recall on the queries of some folds."""
         means = []
         for category, contests in self.contests.items():
-            queries = sum(len(contests[fold].always) for fold in folds)
-            means.append(sum(self._fold_hits(weights, category, fold) for fold in folds) / max(queries, 1))
+            mine = [fold for fold in folds if fold in contests]
+            queries = sum(len(contests[fold].always) for fold in mine)
+            means.append(sum(self._fold_hits(weights, category, fold) for fold in mine) / max(queries, 1))
         return sum(means) / len(means)
 
 
@@ -136,16 +138,26 @@ def fit_weights(
         progress: Whether to show progress bars.
 
     Raises:
-        UsageError, DataError: see `ensemble.tuner.search` and `assign_folds`; DataError for queries without targets.
+        UsageError: fewer than two folds or more than a category can fill, options that `ensemble.tuner.search` refuses.
+        DataError: queries without targets, NaN or infinity among the scores.
     """
-    from tf_fashion.ensemble.tuner import alone, best_of, search, space_of
+    from tf_fashion.ensemble.tuner import alone, best_of, refuse_bad_options, search, space_of
 
+    refuse_bad_options(trials, seed)
     if not fusion.has_targets:
         raise DataError(
             f"{fusion.members[0].folder}: weights are found on queries with targets, and these have none. Give the val scores."
         )
     members = len(fusion.members)
+    if folds < 2:
+        raise UsageError(f"--folds: expected at least 2, found {folds}.")
     assigned = {c: assign_folds(part, folds, seed) for c, part in fusion.members[0].categories.items()}
+    filled = max(len(np.unique(fold_of)) for fold_of in assigned.values())
+    if filled < folds:
+        raise UsageError(
+            f"--folds: found {folds}, but the queries of no category fall into more than {filled} groups without a common picture. "
+            "Take at most that many folds (at least 2), or give --weights."
+        )
     objective = _Objective(fusion, assigned)
     starts = [dict.fromkeys(objective.names, 1.0)]
     starts += [{name: float(name == one) for name in objective.names} for one in objective.names if members > 1]

@@ -212,7 +212,7 @@ def top_k_of_scores(scores: Any, k: int, exclude: Any = None) -> tuple[np.ndarra
 
 def _best_columns(matrix: np.ndarray, width: int) -> np.ndarray:
     """The columns of the `width` greatest values of each row, greatest first, equal ones from left to right."""
-    if width < matrix.shape[1]:
+    if len(matrix) and width < matrix.shape[1]:
         # All that reach the width-th greatest value: a few more than wanted where there are ties.
         least = np.partition(matrix, matrix.shape[1] - width, axis=1)[:, -width]
         rows, columns = np.nonzero(matrix >= least[:, None])
@@ -464,7 +464,7 @@ def _exclusions(value: Any, query_count: int, gallery_count: int) -> np.ndarray:
         raise UsageError(
             f"exclude must be whole numbers ({query_count},) or ({query_count}, m), got {positions.dtype} {positions.shape}."
         )
-    positions = positions.reshape(query_count, -1).astype(np.int64)
+    positions = positions.reshape(query_count, positions.shape[1] if positions.ndim == 2 else 1).astype(np.int64)
     bad = positions[(positions < -1) | (positions >= gallery_count)]
     if bad.size:
         raise UsageError(f"exclude: position {bad.flat[0]} is outside the gallery of {gallery_count} rows (-1 means none).")
