@@ -52,8 +52,9 @@ def write_members(
     targets: bool = True,
     levels: int | None = None,
     labels: Mapping[str, str] | None = None,
+    growth: float = 0.5,
 ) -> list[ScoreFile]:
-    """Members of growing quality; with `levels` the scores take only so many values, so that many tie."""
+    """Members of growing quality (by `growth`); with `levels` the scores take only so many values, so that many tie."""
     members = []
     for member in range(count):
         matrices = {}
@@ -62,7 +63,7 @@ def write_members(
             random = np.random.default_rng([member, rows, gallery, split == "test"])
             scores = random.normal(size=(rows, gallery)).astype(np.float32)
             for row, query in enumerate(queries):
-                scores[row, int(str(query.target)[1:])] += 0.5 + 0.5 * member
+                scores[row, int(str(query.target)[1:])] += 0.5 + growth * member
             if levels is not None:
                 scores = np.round(scores * levels / 4).astype(np.float32)
             if not targets:

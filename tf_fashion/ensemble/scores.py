@@ -251,8 +251,7 @@ class ScoreWriter:
         overwrite: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        if dtype not in DTYPES:
-            raise UsageError(f"--dtype: expected {' or '.join(DTYPES)}, found {dtype!r}.")
+        refuse_unknown_dtype(dtype)
         refuse_existing(self.folder, overwrite)
         self._dtype = dtype
         self._manifest: dict[str, Any] = {
@@ -304,6 +303,12 @@ class ScoreWriter:
         except BaseException:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise
+
+
+def refuse_unknown_dtype(dtype: str) -> None:
+    """Raises `UsageError` for a dtype that scores are not stored in."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype: expected {' or '.join(DTYPES)}, found {dtype!r}.")
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:

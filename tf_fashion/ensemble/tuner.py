@@ -341,6 +341,14 @@ def _client(oracle: BayesianOracle, token: str, folder: Path) -> Any:
                     raise keras_tuner.errors.FatalError(f"The chief has not answered for {_PATIENCE / 60:.0f} minutes.")
             return trials.Trial(oracle.get_space(), "late", "STOPPED")
 
+        def alive(self) -> bool:
+            """Whether the chief answers: other workers may still be at it for hours."""
+            try:
+                self.stub.GetSpace(protos.get_service().GetSpaceRequest(), wait_for_ready=True, timeout=_ANSWER)
+            except grpc.RpcError:
+                return False
+            return True
+
     return Client(oracle)
 
 
@@ -475,7 +483,7 @@ def search(
                     raise
                 raise UsageError(f"The connection to the chief is lost ({error}). Start chief and workers again.") from None
     if is_worker():
-        return _told(_await(lambda: _ended(folder, token), f"the end of the search {label}".strip()))
+        return _told(_await(lambda: _ended(folder, token), f"the end of the search {label}".strip(), tuner.oracle.alive))
     found = [_trial(oracle.trials[name]) for name in sorted(oracle.trials, key=int)]
     unfinished = len(found) < trials or all(trial.score is None for trial in found)
     failure = oracle.failure if unfinished else ""
@@ -526,13 +534,17 @@ def _await_chief(folder: Path, record: dict[str, Any], label: str) -> None:
     _await(lambda: (path.exists() and read_json(path) == record) or None, f"the chief to begin the search {label}".strip())
 
 
-def _await(ready: Callable[[], Any], what: str) -> Any:
+def _await(ready: Callable[[], Any], what: str, alive: Callable[[], bool] = lambda: False) -> Any:
+    """Looks again and again until there is something; as long as `alive`, without end."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
-        found = ready()
-        if found is not None:
-            return found
-        time.sleep(0.1)
+        for _ in range(10):
+            found = ready()
+            if found is not None:
+                return found
+            time.sleep(0.1)
+        if alive():
+            end = time.monotonic() + _PATIENCE
     raise UsageError(
         f"This worker has waited {_PATIENCE / 60:.0f} minutes for {what}. Start chief and workers with the same arguments and one "
         "--out that all of them see."

@@ -91,10 +91,13 @@ def draw_contributions(path: str | Path, members: Sequence[Contribution], ensemb
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
         axis.tick_params(labelsize=8)
+        for label in axis.get_yticklabels():
+            # A name with dollar signs is no formula.
+            label.set_parse_math(False)
     left.set_xlim(0, 1.2 * max(max(100 * member.weight for member in members), 1.0))
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.supxlabel(protocol, fontsize=7, color=_INK)
+    figure.supxlabel(protocol, fontsize=7, color=_INK, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], facecolor="white")
     with atomic_write(path, "wb") as file:

@@ -16,7 +16,7 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
 from tf_fashion.datasets import CategorySplit, open_composed
 from tf_fashion.ensemble.fusion import Fusion
-from tf_fashion.ensemble.scores import MANIFEST, ScoredQuery, ScoreFile, ScoreWriter, open_scores, refuse_existing
+from tf_fashion.ensemble.scores import MANIFEST, ScoredQuery, ScoreFile, ScoreWriter, open_scores, refuse_existing, refuse_unknown_dtype
 from tf_fashion.ensemble.submission import refuse_unsubmittable, submission_of, write_submission
 from tf_fashion.ensemble.weights import FittedWeights, fit_weights
 from tf_fashion.inputs.pipelines import query_text
@@ -65,6 +65,7 @@ def export_scores(
     """Writes the scores of a model on a split, with or without targets; see `tf-fashion scores --help`."""
     folder = Path(out)
     refuse_existing(folder, overwrite)
+    refuse_unknown_dtype(dtype)
     dataset = open_composed(data, images, categories, dataset_name)
     split = split or dataset.default_split or "val"
     names = [c for c in dataset.categories if split in dataset.splits(c)]
