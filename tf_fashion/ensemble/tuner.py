@@ -180,7 +180,7 @@ def _replace(path: str, state: Any) -> None:
     """Writes JSON whole or not at all. Unlike `write_json` it does not wait for the disk, which would take longer than a trial."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(state, file)
+        file.write(json.dumps(state))
     os.replace(temporary, path)
 
 
@@ -202,15 +202,16 @@ class _Tuner(keras_tuner.Tuner):
     def search(self, *args: Any, **kwargs: Any) -> None:
         """keras-tuner's loop; the chief of several workers hands out trials until all have ended."""
         if _is_chief():
+            self.oracle.save()
             self.save()
             _serve(self.oracle, self.token, self.bar)
         else:
             super().search(*args, **kwargs)
 
     def save(self) -> None:
-        if not is_worker():
-            self.oracle.save()
-        _replace(self._get_tuner_fname(), self.get_state())
+        # The oracle saves itself at a trial's begin and end.
+        if not os.path.exists(self._get_tuner_fname()):
+            _replace(self._get_tuner_fname(), self.get_state())
 
     def _get_tuner_fname(self) -> str:
         # keras-tuner reloads a project only if this file is there: a chief goes on where a single process stopped, and back.
