@@ -1,5 +1,5 @@
 """The trainable models: plain `keras.Model`s on shared encoders."""
 
-from tf_fashion.models.composed import ComposedRetriever
+from tf_fashion.models.composed import ComposedRetriever, load_composed
 
-__all__ = ["ComposedRetriever"]
+__all__ = ["ComposedRetriever", "load_composed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_fashion.composers import COMPOSERS, Composer
-from tf_fashion.core.errors import UsageError
+from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TextEncoder
@@ -56,11 +57,13 @@ class ComposedRetriever(keras.Model):
             `reference_image`, `target_image`: float `(batch, size, size, 3)` in 0..255, or
             `reference_features`, `target_features`: what `image_encoder.encode` gives (from a feature cache).
             Optional: `text_lengths`, int `(batch,)`, where id 0 is also a word; `target_text`, word ids of a description of the
-            target, and `target_text_label`, int `(batch,)`, equal for equal descriptions.
+            target, and `target_text_label`, int `(batch,)`, equal for equal descriptions; `row`, int `(batch,)`, the example's
+            number among all training examples, for an attached loss (see `attach`).
         training: As in every Keras layer.
 
     Returns:
-        `{"query": (batch, dim)}`, with `"target"` (and `"semantic"`) where one was given; float32, of length one.
+        `{"query": (batch, dim)}`, with `"target"` (and `"semantic"`) where one was given; float32, of length one. In training with
+        an attached loss also `"composed"`, the query before it is scaled to length one.
     """
 
     def __init__(
@@ -99,6 +102,9 @@ class ComposedRetriever(keras.Model):
         self.l2_penalty = l2_penalty
         self.legacy_triple_pass = legacy_triple_pass
         self.matching_weight, self.semantic_weight, self.semantic_with = 1.0, 0.0, "target"
+        # A list, since Keras forgets a layer of the model only when it is taken out of one.
+        self.attached: list[keras.layers.Layer] = []
+        self.attached_weight = 0.0
         if self.composer.spatial and image_encoder.pooling is not None:
             raise UsageError(f"The composer {self.composer.name!r} works on feature maps: give the image encoder pooling=None.")
         shape = image_encoder.feature_shape
@@ -156,10 +162,14 @@ class ComposedRetriever(keras.Model):
         """Features to one image vector `(batch, level_dim)` per level, not normalised."""
         return [head(x, training=training) for head, x in zip(self.heads, self._maps(features), strict=True)]
 
+    def encode_text(self, token_ids: Any, training: bool | None = None, lengths: Any = None) -> Any:
+        """Word ids to the text features `(batch, text_dim)` that the composer takes; zeros for one that uses no text."""
+        encode = self.text_encoder if self.composer.uses_text else self._no_text
+        return encode(token_ids, lengths, training=training)
+
     def compose_levels(self, features: Any, token_ids: Any, training: bool | None = None, lengths: Any = None) -> list[Any]:
         """Reference features and word ids to one query vector `(batch, level_dim)` per level, not normalised."""
-        encode = self.text_encoder if self.composer.uses_text else self._no_text
-        text = encode(token_ids, lengths, training=training)
+        text = self.encode_text(token_ids, training, lengths)
         if self.composer.spatial:
             composed = self._compose_maps(self._normalized_maps(features, training), text, training)
             return [head.project(x, training) for head, x in zip(self.heads, composed, strict=True)]
@@ -215,7 +225,10 @@ class ComposedRetriever(keras.Model):
         reference = self._features(inputs, "reference", training) if self.composer.uses_image else inputs["text"]
         if reference is None:
             raise UsageError(f"Expected 'reference_image' or 'reference_features' among the inputs; found {sorted(inputs)}.")
-        outputs = {"query": self._embedding(self.compose_levels(reference, inputs["text"], training, inputs.get("text_lengths")))}
+        composed = self.compose_levels(reference, inputs["text"], training, inputs.get("text_lengths"))
+        outputs = {"query": self._embedding(composed)}
+        if self.attached and training:
+            outputs["composed"] = composed[0]
         if self.legacy_triple_pass and training and "reference_image" in inputs:
             self.encode_image(inputs["reference_image"], training)
         target = self._features(inputs, "target", training)
@@ -259,6 +272,35 @@ class ComposedRetriever(keras.Model):
         return words, total
 
     # Training.
+
+    def attach(self, layer: keras.layers.Layer, weight: float = 1.0) -> None:
+        """Adds `weight * layer(query, row, training=True)`, and the losses that the layer adds itself, to the loss in training.
+
+        The query is the composer's result `(batch, dim)`, not normalised; `row` comes with the inputs. The layer's variables are the
+        model's own, trained and kept by `save_weights`, until `detach`; its configuration is never the model's. Call `compile`
+        after either, for the optimizer to know the variables.
+
+        Args:
+            layer: A built layer that returns a scalar, such as `training.graph.GraphStream`.
+            weight: Its factor. The layer rests where `compile` has `matching_weight=0`.
+
+        Raises:
+            UsageError: the model has several levels, or a loss is attached already.
+        """
+        if len(self.level_dims) > 1:
+            raise UsageError(
+                f"attach: expected a model with one query vector per example, found one with {len(self.level_dims)} levels. "
+                "Choose a composer that is not multi-level."
+            )
+        if self.attached:
+            raise UsageError(f"attach: {self.attached[0].name!r} is attached already. Call detach() first.")
+        self.attached.append(layer)
+        self.attached_weight = float(weight)
+
+    def detach(self) -> None:
+        """Takes out what `attach` has added; nothing happens if there is nothing."""
+        self.attached.clear()
+        self.attached_weight = 0.0
 
     def compile(
         self,
@@ -319,7 +361,8 @@ class ComposedRetriever(keras.Model):
         """The matching loss over the global batch; `y` are integer identities of the targets `(batch,)`."""
         if "target" not in y_pred:
             raise UsageError("The loss needs targets: give 'target_image' or 'target_features' among the inputs.")
-        levels = {role: [self.scaled(x) for x in self._levels(embedding)] for role, embedding in y_pred.items()}
+        embeddings = {role: x for role, x in y_pred.items() if role != "composed"}
+        levels = {role: [self.scaled(x) for x in self._levels(embedding)] for role, embedding in embeddings.items()}
 
         def matched(labels: Any, left: str, right: str, weights: Any) -> Any:
             return ops.sum(
@@ -340,9 +383,19 @@ class ComposedRetriever(keras.Model):
             # A target without a description (label -1) takes no part.
             described = ops.cast(x["target_text_label"] >= 0, "float32")
             loss = loss + self.semantic_weight * matched(x["target_text_label"], self.semantic_with, "semantic", described)
-        for extra in [*self.losses, *([self._penalty()] if self.l2_penalty else [])]:
+        extras = [*self.losses, *([self._penalty()] if self.l2_penalty else [])]
+        if "composed" in y_pred and self.matching_weight:
+            extras.append(self._attached_loss(x, y_pred["composed"], training))
+        for extra in extras:
             loss = loss + self._aggregate_additional_loss(extra)
         return loss
+
+    def _attached_loss(self, x: Any, composed: Any, training: bool) -> Any:
+        if "row" not in x:
+            raise UsageError("The attached loss needs 'row' among the inputs: call training_batches(..., with_rows=True).")
+        (layer,) = self.attached
+        own = layer(composed, x["row"], training=training)
+        return self.attached_weight * ops.sum(ops.stack([own, *(ops.cast(added, own.dtype) for added in layer.losses)]))
 
     def penalised_kernels(self) -> list[Any]:
         """The trained kernels that `l2_penalty` acts on."""
@@ -382,6 +435,11 @@ class ComposedRetriever(keras.Model):
         for part in ("image_encoder", "text_encoder", "composer", "tokenizer"):
             if isinstance(config.get(part), dict):
                 config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+        encoder = config["image_encoder"]
+        if not encoder.trainable:
+            # Its constructor does not tell the layers inside, and TensorFlow skips assigning what an attribute has already.
+            encoder.trainable = True
+            encoder.trainable = False
         return cls(**config)
 
     @property
@@ -404,3 +462,35 @@ class ComposedRetriever(keras.Model):
         if self.tokenizer is None:
             raise UsageError("This model has no tokenizer: build it with ComposedRetriever(tokenizer=...).")
         return self.tokenizer(np.asarray(texts, dtype=object) if isinstance(texts, list) else texts)
+
+
+def load_path(path: str | Path) -> Path:
+    """A model's path, checked before anything slow happens.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise UsageError(
+            f"{path}: expected a .keras file of a training run, found {'a folder' if Path(path).is_dir() else 'nothing there'}."
+        )
+    return Path(path)
+
+
+def load_composed(path: str | Path) -> ComposedRetriever:
+    """Loads a `.keras` file of a composed retriever.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it holds something else, or is damaged.
+    """
+    path = load_path(path)
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a model that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+        ) from None
+    if not isinstance(model, ComposedRetriever):
+        raise DataError(f"{path}: expected a ComposedRetriever, found a {type(model).__name__}.")
+    return model

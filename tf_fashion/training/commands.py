@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from tf_fashion.core.errors import DataError, UsageError
@@ -15,7 +14,7 @@ from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
-from tf_fashion.models import ComposedRetriever
+from tf_fashion.models.composed import load_composed, load_path
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex
@@ -25,25 +24,6 @@ from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run, versions
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
 from tf_fashion.training.results import write_features, write_results
-
-
-def load_composed(path: str | Path) -> ComposedRetriever:
-    """Loads a `.keras` file of a composed retriever.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: it holds something else, or is damaged.
-    """
-    path = load_path(path)
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a model that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})."
-        ) from None
-    if not isinstance(model, ComposedRetriever):
-        raise DataError(f"{path}: expected a ComposedRetriever, found a {type(model).__name__}.")
-    return model
 
 
 def evaluate_model(
@@ -169,15 +149,6 @@ def embed_folder(model_path: str, images: str, out: str, skip_bad_images: bool =
     index.notes["images"] = {**index.notes.get("images", {}), **{image_id: str(paths[image_id].resolve()) for image_id in ids}}
     index.save(folder)
     return index
-
-
-def load_path(path: str | Path) -> Path:
-    """A model's path, checked before anything slow happens."""
-    if not Path(path).is_file():
-        raise UsageError(
-            f"{path}: expected a .keras file of a training run, found {'a folder' if Path(path).is_dir() else 'nothing there'}."
-        )
-    return Path(path)
 
 
 def search_folder(
