@@ -157,6 +157,38 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".npz with `ids` and `embeddings` that queries and targets are trained towards (loss match_embedding, match presets)",
     )
+    add(
+        "--init-from",
+        metavar="FILE",
+        help="model.keras of another run with the same options for the model, on the same captions: training begins with its weights "
+        "(in place of --weights and --glove)",
+    )
+    add(
+        "--graph-from",
+        metavar="FILE",
+        help="train as RTIC-GCN does: model.keras of a finished run whose features make a graph of alike training triplets, from "
+        "which a second composer teaches the first (in training only: the saved model and the export have no part of it). Its "
+        "authors use --preset rtic --loss batch_classification",
+    )
+    add("--graph-weight", type=float, help="weight of the graph's loss beside the matching loss (default 1)")
+    add(
+        "--graph-ratio",
+        type=float,
+        help="share of all pairs of triplets that are neighbours (default 0.198; 0.164 for fine-tuning with --init-from)",
+    )
+    add(
+        "--graph-tau",
+        type=float,
+        help="weight of a triplet's neighbours against itself in the graph (default 0.445; 0.326 for fine-tuning)",
+    )
+    add(
+        "--graph-option",
+        dest="graph_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="hidden=WIDTH (default 1024) of the graph's network, class_balanced=true to give neighbours and others one half of its "
+        "loss each; repeatable",
+    )
     add("--scale", type=float, help="start of the learned scale (default 4); logits are scale^2 times the cosine")
     add(
         "--semantic-weight",

@@ -232,6 +232,7 @@ def training_batches(
     steps_per_epoch: int | None = None,
     sampler: Callable[[int], TripletTable] | None = None,
     shuffle_captions: bool = True,
+    with_rows: bool = False,
 ) -> tuple[tf.data.Dataset, int]:
     """Batches of all epochs, one after the other, for `model.fit(..., steps_per_epoch=steps)`.
 
@@ -248,6 +249,7 @@ def training_batches(
         sampler: Gives the triplets of an epoch (in any order, deterministically), for datasets that draw them anew each time;
             `table` is then an example with the usual number. An epoch with fewer starts over with its own triplets.
         shuffle_captions: Whether the order of a pair's captions is drawn anew in every epoch, or stays as it is in the table.
+        with_rows: Whether the inputs have `row` too, int64 `(batch,)`: the triplets' places in `table`.
 
     Returns:
         Dataset of `(inputs, labels)`, where inputs has `text` and `reference_*`, `target_*` as `ComposedRetriever` takes them
@@ -255,8 +257,10 @@ def training_batches(
         the number of steps per epoch. Labels are the targets' identities, or their embeddings where the table has them.
 
     Raises:
-        UsageError: fewer triplets than one batch needs.
+        UsageError: fewer triplets than one batch needs, or rows are asked for of triplets that are drawn anew in each epoch.
     """
+    if with_rows and sampler is not None:
+        raise UsageError("training_batches(with_rows=True): triplets that are drawn anew in each epoch have no place in a table.")
     n = len(table)
     full = n // batch_size
     if full < 1:
@@ -276,6 +280,8 @@ def training_batches(
             columns |= {"description": np.array(rows.descriptions, dtype=object), "description_label": rows.description_labels}
         if rows.embeddings is not None:
             columns["embedding"] = rows.embeddings
+        if with_rows:
+            columns["row"] = np.arange(len(rows))
         return columns
 
     gather = source.gatherer()
@@ -328,6 +334,8 @@ def training_batches(
             inputs[f"{role}_{source.suffix}"] = gather(rows[role], seeds)
         if described:
             inputs |= {"target_text": tokenizer(rows["description"]), "target_text_label": rows["description_label"]}
+        if with_rows:
+            inputs["row"] = rows["row"]
         labels = rows["embedding"] if "embedding" in rows else rows["label"]
         return inputs, tf.ensure_shape(labels, (batch_size, *labels.shape[1:]))
 

@@ -66,6 +66,11 @@ class Adjacency:
         self._scale = 1.0 / np.sqrt(1.0 + self.tau * (others > 0))  # D^-1/2
         self._sparse = self.sparse() if self.layout == "sparse" else None
 
+    @property
+    def bits(self) -> np.ndarray:
+        """uint8 `(N, ceil(N / 8))`: the rows of Z through `numpy.packbits`."""
+        return self._bits.numpy()
+
     @classmethod
     def from_matrix(cls, matrix: np.ndarray, tau: float, layout: str = "auto") -> Adjacency:
         """From a square matrix whose non-zero entries are neighbours, for graphs small enough to have one."""

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tf_fashion import __version__
 from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import DataError, TfFashionError, UsageError
-from tf_fashion.core.files import atomic_write, make_out_folder, read_json, replaced_file, write_json
+from tf_fashion.core.files import atomic_write, hash_file, hash_json, make_out_folder, read_json, replaced_file, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
 from tf_fashion.encoders.image import ImageEncoder, weights_record
 from tf_fashion.encoders.saved_model import SavedModelEncoder
@@ -36,13 +36,14 @@ from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
 from tf_fashion.inputs.text import WordTokenizer, build_vocabulary, legacy_caption_order
 from tf_fashion.losses import LOSSES
-from tf_fashion.models import ComposedRetriever
+from tf_fashion.models.composed import ComposedRetriever, load_composed, load_path
 from tf_fashion.reports.tables import results_table
 from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.config import AUGMENTATIONS, SAVED_MODEL, ComposedConfig
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
+from tf_fashion.training.graph import GraphStream, TripletGraph, build_graph, triplet_features
 from tf_fashion.training.optimizers import GroupedAdamW, TFAdam
 from tf_fashion.training.results import write_results
 from tf_fashion.training.resume import TrainingState
@@ -158,6 +159,25 @@ def _inherits(kind: Any, name: str) -> bool:
     return any(name in inspect.signature(base).parameters for base in bases)
 
 
+def copy_weights(source: Any, target: Any, where: str) -> None:
+    """Gives all weights of a model (or a part of one) to another of the same make.
+
+    Raises:
+        UsageError: they are of different make; `where` begins the message.
+    """
+    found, wanted = ([(v.name, tuple(v.shape)) for v in layer.weights] for layer in (source, target))
+    if found != wanted:
+        place = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
+        theirs, ours = ("nothing" if place >= len(x) else f"{x[place][0]} {x[place][1]}" for x in (found, wanted))
+        at = (target.weights if place < len(wanted) else source.weights)[place].path
+        raise UsageError(
+            f"{where}: expected the weights of a model like this run's, with {ours} at {at}; found {theirs} there ({len(found)} "
+            f"weights against {len(wanted)}). Give the options that the file was trained with (config.json beside it)."
+        )
+    for new, old in zip(target.weights, source.weights, strict=True):
+        new.assign(old)
+
+
 class ComposedRun:
     """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
 
@@ -178,6 +198,11 @@ class ComposedRun:
             split=self.config.split or self.dataset.default_split or "none",
             protocol=self.config.protocol or self.dataset.default_protocol,
         )
+        if self.config.graph_from and self.dataset.sampled:
+            raise UsageError(
+                f"--graph-from: the triplets of {self.dataset.name} are drawn anew in each epoch, so that there is no graph of them. "
+                "Leave the graph out."
+            )
         if "train" not in self.dataset.splits():
             raise DataError(f"{self.config.data}: there is no split 'train'. Found: {', '.join(self.dataset.splits())}.")
         self.categories = [c for c in self.dataset.categories if "train" in self.dataset.splits(c)]
@@ -196,14 +221,36 @@ class ComposedRun:
         pairs = len(self._table(0))
         if pairs < self.config.batch_size:
             raise UsageError(f"--batch-size: one batch needs {self.config.batch_size} triplets, found {pairs} in 'train'.")
+        given = {name: getattr(self.config, name) for name in ("init_from", "graph_from")}
+        self.model_hashes = {name: hash_file(load_path(path)) for name, path in given.items() if path}
         self.out = make_out_folder(self.config.out)
         self.data_hash = self.dataset.data_hash(["train", *self.evaluation_splits])
         self._check_out()
         self.strategy = make_strategy(self.config.strategy, self.config.devices)
+        self._given = {name: self._given_model(name, str(given[name])) for name in self.model_hashes}
         keras.utils.set_random_seed(self.config.seed)
         if self.config.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.precision = set_precision(self.config.precision)
+
+    def _given_model(self, name: str, path: str) -> ComposedRetriever:
+        model = load_composed(path)
+        if name == "graph_from":
+            if model.composer.spatial:
+                raise UsageError(
+                    f"--graph-from {path}: expected a model whose composer works on vectors, found {type(model.composer).__name__}, "
+                    "which works on feature maps. Give the model of another run."
+                )
+            if self.config.projection != "none":
+                self._check_width(model, int(self.config.dim))
+        return model
+
+    def _check_width(self, model: ComposedRetriever, dim: int) -> None:
+        if model.dim != dim:
+            raise UsageError(
+                f"--graph-from {self.config.graph_from}: expected a model as wide as this run's (--dim {dim}), found {model.dim}. "
+                f"Train with --dim {model.dim} or give another model."
+            )
 
     def _order_captions(self) -> None:
         """The caption order of the FashionIQ 2020 entry: drawn once, in one stream over the files in the order of its training."""
@@ -218,7 +265,7 @@ class ComposedRun:
             print(text, flush=True)
 
     def _record(self) -> dict[str, Any]:
-        return {"identity": self.config.identity(), "data_hash": self.data_hash}
+        return {"identity": self.config.identity(), "data_hash": self.data_hash, "models": self.model_hashes}
 
     def _check_out(self) -> None:
         """Makes sure that the folder is empty, or holds this very run."""
@@ -228,7 +275,8 @@ class ComposedRun:
             there = read_json(path)
             if {key: there.get(key) for key in mine} != mine:
                 old, new = there.get("identity", {}), mine["identity"]
-                changed = [key for key in new if old.get(key) != new[key]] or ["the data"]
+                changed = [key for key in new if old.get(key) != new[key]]
+                changed = changed or ["the data" if there.get("data_hash") != self.data_hash else "the content of a given model"]
                 raise UsageError(
                     f"{self.out} holds another run (it differs in: {', '.join(changed)}). Choose another --out, or pass --overwrite "
                     "to replace it."
@@ -301,6 +349,9 @@ class ComposedRun:
                 name="image_encoder",
                 dtype="float32" if config.freeze_backbone else None,
             )
+            if "init_from" in self._given:
+                # The feature cache goes by these weights.
+                copy_weights(self._given["init_from"].image_encoder, self.encoder, f"--init-from {config.init_from}")
 
     def load_pictures(self) -> None:
         """Builds the image encoder and, if it is frozen, fills the feature cache; otherwise audits the photos."""
@@ -439,8 +490,71 @@ class ComposedRun:
                     )
                 text_encoder.set_embedding_table(table)
             self.model, self.tokenizer = model, tokenizer
-            self.compile(pretraining=False)
+            if "init_from" in self._given:
+                self._initialise(self._given.pop("init_from"))
+        if config.graph_from:
+            self._attach_graph()
+        self.compile(pretraining=False)
         return model
+
+    def _initialise(self, given: ComposedRetriever) -> None:
+        """All weights are those of `--init-from`; the words must be the same, in the same order."""
+        where = f"--init-from {self.config.init_from}"
+        words = [] if given.tokenizer is None else given.tokenizer.vocabulary
+        if words != self.tokenizer.vocabulary:
+            raise UsageError(
+                f"{where}: expected a model with the words of this data, found another vocabulary ({len(words)} words against "
+                f"{len(self.tokenizer.vocabulary)}). Train on the data and with the options for captions that it was trained with."
+            )
+        for part in ("text_encoder", "composer"):
+            theirs, ours = (type(getattr(model, part)).__name__ for model in (given, self.model))
+            if theirs != ours:
+                raise UsageError(f"{where}: expected a model with the {part.replace('_', ' ')} {ours}, found {theirs}.")
+        copy_weights(given, self.model, where)
+
+    def _attach_graph(self) -> None:
+        """Gives the model the stream over the graph of its training triplets, for as long as it is trained."""
+        config, model = self.config, self.model
+        given = self._given.pop("graph_from")
+        self._check_width(given, model.dim)
+        self.graph = self._graph(given)
+        # A seed of its own: the rest of the run draws the same numbers whether the graph was built or read.
+        keras.utils.set_random_seed(int(np.random.SeedSequence([config.seed, 0x6CF]).generate_state(1)[0]))
+        with self.scope():
+            composer = made("--composer-option", COMPOSERS.get(config.composer), config.composer_options, name="composer")
+            fixed = {"composer": composer, "graph": self.graph, "name": "graph_stream"}
+            stream = made("--graph-option", GraphStream, config.graph_options, **fixed)
+            stream.build((None, model.dim), (None,))
+            model.attach(stream, config.graph_weight)
+
+    def _graph(self, given: ComposedRetriever) -> TripletGraph:
+        config, triplets = self.config, self.triplets
+        key = {
+            "model": self.model_hashes["graph_from"],
+            "triplets": [triplets.references, triplets.targets, triplets.captions],
+            "settings": [config.graph_ratio, config.graph_tau],
+        }
+        path = make_out_folder(self.out / "state") / f"graph-{hash_json(key)[:16]}.npz"
+        if path.exists():
+            return TripletGraph.load(path)
+        table = self.table
+        if table is None or given.image_encoder.fingerprint() != self.encoder.fingerprint():
+            wanted = dict.fromkeys([*triplets.references, *triplets.targets])
+            table = Embedder(given).features({image_id: self.paths[image_id] for image_id in wanted}, config.progress)
+        parts = triplet_features(given, table, triplets)
+        graph = build_graph(parts["image"], parts["text"], parts["target"], parts["composed"], config.graph_ratio, config.graph_tau)
+        graph.save(path)
+        self.say(
+            f"Graph of {len(triplets)} training triplets: neighbours from a similarity of {graph.threshold} on, "
+            f"{100 * graph.adjacency.density:.1f} % of all pairs"
+        )
+        return graph
+
+    def release_graph(self) -> None:
+        """Takes the graph's stream out of the trained model, which then has an optimizer that begins anew."""
+        if self.model.attached:
+            self.model.detach()
+            self.compile(pretraining=False)
 
     def _text_dim(self, composer: Composer) -> int:
         """Width of the text feature: that of the image vectors, which most composers need."""
@@ -504,6 +618,7 @@ class ComposedRun:
             self.steps,
             self._table if self.dataset.sampled else None,
             config.caption_order == "shuffled",
+            bool(self.model.attached),
         )
         return batches
 
@@ -613,6 +728,7 @@ class ComposedRun:
                 "config": self.config.plain(),
                 "data_hash": self.data_hash,
                 "weights": weights_record(self.config.weights),
+                "models": self.model_hashes,
                 "parameters": int(sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)),
                 "epochs": len(self.state.rows),
                 "selection": "last epoch"
@@ -662,6 +778,7 @@ def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
         model.load_weights(run.state.best_path)
     if config.ema:
         model.optimizer.finalize_variable_values(model.trainable_variables)
+    run.release_graph()
     with replaced_file(out / "model.keras", ".keras") as temporary:
         model.save(temporary)
     if run.can_evaluate:

@@ -7,8 +7,10 @@ The stream is training only: nothing of it is part of the model that is evaluate
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,7 +19,12 @@ import tensorflow as tf
 
 from tf_fashion.composers import Composer
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import atomic_write
+from tf_fashion.inputs.feature_cache import FeatureTable
+from tf_fashion.inputs.pipelines import TripletTable, query_text
 from tf_fashion.layers import Adjacency, GraphConvolution
+from tf_fashion.models import ComposedRetriever
+from tf_fashion.training.evaluation import QUERY_BATCH
 
 # Candidates for the threshold of similarity: 0.01, 0.02, ..., 1.00.
 THRESHOLDS = (np.arange(1, 101) / 100).astype(np.float32)
@@ -40,6 +47,27 @@ class TripletGraph:
     adjacency: Adjacency
     threshold: float
     ratio: float
+
+    def save(self, path: str | Path) -> None:
+        """Writes the graph as `.npz`, whole or not at all."""
+        numbers = np.array([self.adjacency.tau, self.threshold, self.ratio])
+        with atomic_write(path, "wb") as file:
+            np.savez(file, image=self.image, text=self.text, bits=self.adjacency.bits, numbers=numbers)
+
+    @classmethod
+    def load(cls, path: str | Path, layout: str = "auto") -> TripletGraph:
+        """Reads what `save` has written.
+
+        Raises:
+            DataError: the file holds something else.
+        """
+        try:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                image, text, bits = file["image"], file["text"], file["bits"]
+                tau, threshold, ratio = (float(x) for x in file["numbers"])
+            return cls(image, text, Adjacency(bits, tau, layout), threshold, ratio)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a readable graph ({error}). Delete the file, and the graph is built anew.") from None
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -148,6 +176,48 @@ def build_graph(
     for start, similar in _similarities(features, block):
         bits[start : start + len(similar)] = np.packbits(similar >= np.float32(threshold), axis=1)
     return TripletGraph(arrays["image"], arrays["text"], Adjacency(bits, tau, layout), threshold, ratio)
+
+
+def triplet_features(model: ComposedRetriever, features: FeatureTable, triplets: TripletTable) -> dict[str, np.ndarray]:
+    """What `build_graph` takes, from a trained model; the captions of a pair keep their order.
+
+    Args:
+        model: A retriever whose composer works on vectors.
+        features: What `model.image_encoder` gives for the photos of all triplets.
+        triplets: The N triplets.
+
+    Returns:
+        `image`, `target`, `composed`: float32 `(N, dim)`, and `text`: float32 `(N, text_dim)`; none of them normalised.
+
+    Raises:
+        UsageError: the composer works on maps.
+        DataError: a photo has no features.
+    """
+    if model.composer.spatial:
+        raise UsageError(
+            f"A graph needs a model whose composer works on vectors; {model.composer.name!r} works on feature maps. Give another model."
+        )
+    shape = model.image_encoder.feature_shape
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, *shape), tf.float32)] * 2
+        + [tf.TensorSpec((None, None), tf.int32)]
+        + [tf.TensorSpec((None,), tf.int32)] * model.needs_lengths
+    )
+    def embed(references: tf.Tensor, targets: tf.Tensor, *texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        text = model.encode_text(texts[0], False, *texts[1:])
+        image, target = (model.project_levels(x, training=False)[0] for x in (references, targets))
+        composed = model.composer(image, text, training=False)
+        found = {"image": image, "text": text, "target": target, "composed": composed}
+        return {name: tf.cast(x, tf.float32) for name, x in found.items()}
+
+    rows = [features.rows(ids) for ids in (triplets.references, triplets.targets)]
+    sentences = [query_text(captions, model.caption_style) for captions in triplets.captions]
+    parts = []
+    for at in range(0, len(triplets), QUERY_BATCH):
+        photos = [np.asarray(features.values[column[at : at + QUERY_BATCH]], np.float32) for column in rows]
+        parts.append(embed(*photos, *model.text_inputs(sentences[at : at + QUERY_BATCH])))
+    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 
 
 class GraphStream(keras.layers.Layer):
