@@ -107,6 +107,28 @@ class _Objective:
             self._hits[key] = sum(int((ranks <= k).sum()) for k in self.ks) / len(self.ks)
         return self._hits[key]
 
+    def towards_equal(self, weights: np.ndarray, folds: Collection[int]) -> np.ndarray:
+        """The weights, moved towards equal ones as far as the mean recall falls by at most one standard error of that fall."""
+        before = self._query_hits(weights, folds)
+        for share in _SHARES:
+            moved = (1 - share) * weights + share / len(weights)
+            falls = [old - new for old, new in zip(before, self._query_hits(moved, folds), strict=True)]
+            fall = np.mean([np.mean(values) for values in falls])
+            error = np.sqrt(sum(np.var(values) / len(values) for values in falls)) / len(falls)
+            if fall <= error:
+                return moved
+        return weights
+
+    def _query_hits(self, weights: np.ndarray, folds: Collection[int]) -> list[np.ndarray]:
+        """Per category float64 (queries,): the share of cut-offs within which the target is found."""
+        found = []
+        for contests in self.contests.values():
+            mine = [contests[fold].ranks(weights) for fold in folds if fold in contests]
+            if mine:
+                ranks = np.concatenate(mine)
+                found.append(np.mean([ranks <= k for k in self.ks], axis=0))
+        return found
+
     def mean_recall(self, weights: np.ndarray, folds: Collection[int]) -> float:
         """Mean over categories (and cut-offs) of the recall on the queries of some folds."""
         means = []
@@ -115,6 +137,10 @@ class _Objective:
             queries = sum(len(contests[fold].always) for fold in mine)
             means.append(sum(self._fold_hits(weights, category, fold) for fold in mine) / max(queries, 1))
         return sum(means) / len(means)
+
+
+# Shares of equal weights that are tried.
+_SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
 def fit_weights(
@@ -128,8 +154,9 @@ def fit_weights(
 ) -> FittedWeights:
     """Searches for the weights of an ensemble with keras-tuner's Bayesian optimisation, once on all queries and once without each fold.
 
-    The first trials are equal weights and each member alone. The result is the mean of the best twentieth of all trials, unless one
-    of those first ones is better on the queries of the search: then it is the best trial.
+    The first trials are equal weights and each member alone. What is found is the mean of the best twentieth of all trials (unless one
+    of those first ones is better: then the best trial), moved towards equal weights as far as the loss stays within one standard
+    error, the rule of Breiman et al. (Classification and Regression Trees, 1984) for choosing among what the data cannot tell apart.
 
     Args:
         fusion: The members; every query needs a target.
@@ -172,7 +199,7 @@ def fit_weights(
         "folds": folds,
     }
 
-    def find(name: str, chosen: Collection[int]) -> tuple[np.ndarray, float]:
+    def find(name: str, chosen: Collection[int]) -> np.ndarray:
         trials_made = search(
             lambda values, trial: objective.mean_recall(objective.weights(values), chosen),
             space_of(dict.fromkeys(objective.names, (0.0, 1.0))),
@@ -185,21 +212,20 @@ def fit_weights(
             label=name,
             progress=progress,
         )
-        best = best_of(trials_made)
+        best = objective.weights(best_of(trials_made).values)
         # Recalls are steps: weights that reach the highest one by a few queries' luck lie scattered around a plateau, whose middle
         # holds better on other queries.
         finished = [(-trial.score, trial.number, trial) for trial in trials_made if trial.score is not None]
         ranked = [trial for _, _, trial in sorted(finished, key=lambda entry: entry[:2])]
         leading = ranked[: max(len(ranked) // BEST_SHARE, min(3, len(ranked)))]
         middle = np.mean([objective.weights(trial.values) for trial in leading], axis=0)
-        reached = objective.mean_recall(middle, chosen)
-        if reached < max(trial.score or 0.0 for trial in trials_made[: len(starts)]):
-            return objective.weights(best.values), 100.0 * float(best.score or 0.0)
-        return middle, 100.0 * reached
+        if objective.mean_recall(middle, chosen) < max(trial.score or 0.0 for trial in trials_made[: len(starts)]):
+            middle = best
+        return objective.towards_equal(middle, chosen)
 
     every = range(folds)
     with alone(make_out_folder(folder)):
-        each = [find(f"without-fold-{fold}", [other for other in every if other != fold])[0] for fold in every]
-        weights, best = find("all", every)
+        each = [find(f"without-fold-{fold}", [other for other in every if other != fold]) for fold in every]
+        weights = find("all", every)
     per_query = {category: np.stack(each)[fold_of] for category, fold_of in assigned.items()}
-    return FittedWeights(weights, best, np.stack(each), per_query, trials)
+    return FittedWeights(weights, 100.0 * objective.mean_recall(weights, every), np.stack(each), per_query, trials)
