@@ -15,6 +15,7 @@ from tf_fashion.inputs.pipelines import FeatureSource, TripletTable, training_ba
 from tf_fashion.inputs.text import WordTokenizer
 from tf_fashion.losses import LOSSES
 from tf_fashion.models import ComposedRetriever
+from tf_fashion.training.graph import GraphStream, build_graph, triplet_features
 from tf_fashion.training.optimizers import GroupedAdamW
 
 STEPS = 5
@@ -49,14 +50,19 @@ def _model(composer: str) -> ComposedRetriever:
 
 def _train(strategy: tf.distribute.Strategy | None, composer: str, loss: str) -> tuple[list[float], list[np.ndarray]]:
     scope = strategy.scope() if strategy is not None else tf.name_scope("")
+    random = np.random.default_rng(1)
     with scope:
         model = _model(composer)
+        (width,) = model.image_encoder.feature_shape
+        features = FeatureTable([f"p{i}" for i in range(30)], random.normal(size=(30, width)).astype(np.float32))
+        if composer == "rtic":
+            graph = build_graph(**triplet_features(model, features, _table()), ratio=0.3)
+            stream = GraphStream(COMPOSERS.get("rtic")(name="composer"), graph, 8)
+            stream.build((None, 12), (None,))
+            model.attach(stream, 0.7)
         # With a larger epsilon the rounding noise of gradients near zero is not blown up into steps.
         model.compile(GroupedAdamW(1e-2, epsilon=1e-3), LOSSES.get(loss)())
-    random = np.random.default_rng(1)
-    (width,) = model.image_encoder.feature_shape
-    features = FeatureTable([f"p{i}" for i in range(30)], random.normal(size=(30, width)).astype(np.float32))
-    data, steps = training_batches(_table(), FeatureSource(features), model.tokenizer, 12, 1, seed=5)
+    data, steps = training_batches(_table(), FeatureSource(features), model.tokenizer, 12, 1, seed=5, with_rows=bool(model.attached))
     assert steps == STEPS
     losses: list[float] = []
     keep = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(float(logs["loss"])))
@@ -65,7 +71,13 @@ def _train(strategy: tf.distribute.Strategy | None, composer: str, loss: str) ->
 
 
 @pytest.mark.parametrize(
-    ("composer", "loss"), [("tirg", "batch_classification"), ("sum", "batch_hard_triplet"), ("val", "bidirectional_matching")]
+    ("composer", "loss"),
+    [
+        ("tirg", "batch_classification"),
+        ("sum", "batch_hard_triplet"),
+        ("val", "bidirectional_matching"),
+        ("rtic", "batch_classification"),  # with a graph
+    ],
 )
 def test_two_replicas_equal_one_process(mirrored: tf.distribute.Strategy, composer: str, loss: str) -> None:
     single_losses, single = _train(None, composer, loss)
