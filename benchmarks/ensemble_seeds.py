@@ -54,7 +54,8 @@ def table(results):
     lines = [[name, *(spread([entry[cut] for entry in entries]) for cut in cuts)] for name, entries in rows]
     gains = [r["cross_fitted"]["mean"] - max(member["mean"] for member in r["members"]) for r in results]
     text = format_table(["member", *cuts], lines)
-    return f"{text}\n{results[0]['protocol']['description']}; {len(results)} seeds\nGain over the best member: {spread(gains)} points"
+    seeds = f"{len(results)} seed" + "s" * (len(results) > 1)
+    return f"{text}\n{results[0]['protocol']['description']}; {seeds}\nGain over the best member: {spread(gains)} points"
 
 
 if __name__ == "__main__":
