@@ -18,7 +18,7 @@ TUNE = [
 ]
 HUB = ["tensorflow-hub>=0.16.1"]
 WEIGHTS = ["safetensors>=0.4"]
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *WEIGHTS, *TUNE]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *WEIGHTS, *TUNE]
 
 setup(
     name="tf-fashion",

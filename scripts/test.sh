@@ -5,4 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev
 export TF_CPP_MIN_LOG_LEVEL=3
-exec .venv/bin/python -m pytest "$@"
+# A process per CPU, at most four; the tests of a file stay together, as they share what they train.
+workers=$(nproc 2>/dev/null || echo 2)
+exec .venv/bin/python -m pytest -n "$((workers > 4 ? 4 : workers))" --dist loadfile "$@"
