@@ -128,7 +128,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="words that a file lacks: scaled_normal (default: zeros there, noise of GloVe's size where all lack it), zeros, or "
         "legacy_normal (N(0, 1) unless all have it)",
     )
-    add("--spelling", action="store_true", default=None, help="correct FashionIQ's frequent misspellings")
+    add(
+        "--spelling",
+        nargs="?",
+        const=True,
+        help="correct FashionIQ's frequent misspellings; '--spelling vocabulary': in the vocabulary only, as RTIC does by mistake",
+    )
     add("--tokens", help="how sentences become words: strip_punct (default) or treebank (punctuation marks are words)")
     add("--marks", action="store_true", default=None, help="spell out punctuation as TIRG and VAL do ('sleeves.': 'sleevesdotmark')")
     add("--captions", help="joined (default): both captions of a pair are one sentence; single: each is a triplet of its own")

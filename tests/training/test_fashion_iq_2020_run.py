@@ -101,6 +101,22 @@ def test_legacy_caption_order_is_one_stream_over_the_files(wardrobe: Path, tmp_p
             assert after.captions == (before.captions[::-1] if swapped else before.captions)
 
 
+def test_spelling_of_the_vocabulary_alone_makes_unknown_words(wardrobe: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(wardrobe, copy)
+    path = copy / "captions/cap.dress.train.json"
+    path.write_text(path.read_text().replace("red", "sleves"))
+    ids = {}
+    for spelling in ("--spelling=vocabulary", "--spelling"):
+        run = built(copy, tmp_path / spelling, spelling)
+        assert "sleeves" in run.tokenizer.vocabulary and "sleves" not in run.tokenizer.vocabulary
+        ids[spelling] = int(run.model.token_ids(["sleves"])[0, 0])
+    assert ids["--spelling"] == run.tokenizer.vocabulary.index("sleeves")
+    assert ids["--spelling=vocabulary"] == run.tokenizer.vocabulary.index("[UNK]")
+
+
 def test_captions_keep_their_order_unless_they_are_shuffled(wardrobe: Path, tmp_path: Path) -> None:
     run = built(wardrobe, tmp_path, "--caption-style", "rtic")
     for order, kept in (("file", True), ("shuffled", False)):

@@ -445,7 +445,7 @@ class ComposedRun:
         with self.scope():
             tokenizer = WordTokenizer(
                 words,
-                spelling=spelling,
+                spelling=None if config.spelling == "vocabulary" else spelling,
                 max_length=48,
                 rules=config.tokens,
                 marks=config.marks,

@@ -194,6 +194,7 @@ class ComposedConfig:
             ("optimizer", ("adamw", "adam")),
             ("schedule", ("cosine", "constant", "step", "warmup_step")),
             ("caption_order", CAPTION_ORDERS),
+            ("spelling", (False, True, "vocabulary")),
             ("glove_missing", MISSING),
             ("augment", (None, False, *AUGMENTATIONS)),
             ("tokens", RULES),
