@@ -53,12 +53,9 @@ def assign_folds(part: CategoryScores, folds: int, seed: int) -> np.ndarray:
             entry = parent[entry]
         return entry
 
-    def fold_keys(link: str) -> list[str]:
-        return [root(str(getattr(query, link))) for query in part.queries]
-
     for query in part.queries:
         parent[root(query.reference)] = root(str(query.target))
-    keys = fold_keys("reference")
+    keys = [root(query.reference) for query in part.queries]
     if max(np.unique(keys, return_counts=True)[1]) > len(keys) / folds:
         # Chains of pictures tie too many queries together: then only the answers are kept apart.
         keys = [str(query.target) for query in part.queries]

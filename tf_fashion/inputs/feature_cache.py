@@ -52,6 +52,9 @@ class FeatureTable:
             raise DataError(f"No features for {len(missing)} images, the first: {', '.join(missing[:5])}.")
         return np.array([self._row[image_id] for image_id in wanted], dtype=np.int64)
 
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._row
+
     def __len__(self) -> int:
         return len(self.ids)
 

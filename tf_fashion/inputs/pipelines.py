@@ -106,11 +106,9 @@ class TripletTable:
 
 
 def _rows_or_zeros(table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
-    known = {image_id: row for row, image_id in enumerate(table.ids)}
+    places = [place for place, image_id in enumerate(ids) if image_id in table]
     values = np.zeros((len(ids), table.values.shape[1]), np.float32)
-    for place, image_id in enumerate(ids):
-        if image_id in known:
-            values[place] = table.values[known[image_id]]
+    values[places] = table.values[table.rows(ids[place] for place in places)]
     return values
 
 

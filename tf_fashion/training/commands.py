@@ -45,11 +45,7 @@ def evaluate_model(
     make_out_folder(target.parent)
     if target.is_dir():
         raise UsageError(f"--out {out}: expected the name of a JSON file, found a folder.")
-    dataset: ComposedDataset = open_composed(data, images, categories, dataset_name)
-    split = split or dataset.default_split or "val"
-    names = [c for c in dataset.categories if split in dataset.splits(c)]
-    if not names:
-        raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")
+    dataset, split, names = open_split(data, images, categories, dataset_name, split)
     protocol_name = protocol_name or dataset.default_protocol
     get_protocol(protocol_name)
     model = load_composed(model_path)
@@ -84,6 +80,22 @@ def evaluate_model(
     if progress:
         print(results_table(metrics))
     return metrics
+
+
+def open_split(
+    data: str, images: str | None, categories: tuple[str, ...] | None, dataset_name: str, split: str | None
+) -> tuple[ComposedDataset, str, list[str]]:
+    """A dataset, the split that is meant, and the categories that have it.
+
+    Raises:
+        UsageError: no category has the split; or as `open_composed`.
+    """
+    dataset = open_composed(data, images, categories, dataset_name)
+    split = split or dataset.default_split or "val"
+    names = [c for c in dataset.categories if split in dataset.splits(c)]
+    if not names:
+        raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")
+    return dataset, split, names
 
 
 def split_features(

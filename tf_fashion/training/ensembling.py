@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
-from tf_fashion.datasets import CategorySplit, open_composed
+from tf_fashion.datasets import CategorySplit
 from tf_fashion.ensemble.fusion import Fusion
 from tf_fashion.ensemble.scores import MANIFEST, ScoredQuery, ScoreFile, ScoreWriter, open_scores, refuse_existing, refuse_unknown_dtype
 from tf_fashion.ensemble.submission import refuse_unsubmittable, submission_of, write_submission
@@ -24,9 +24,9 @@ from tf_fashion.reports.contributions import Contribution, draw_contributions
 from tf_fashion.reports.tables import format_table
 from tf_fashion.retrieval.protocol import Protocol, gallery_for, get_protocol, summarise
 from tf_fashion.retrieval.search import QUERY_BLOCK, score_matrix
-from tf_fashion.training.commands import load_composed, split_features
+from tf_fashion.training.commands import load_composed, open_split, split_features
 from tf_fashion.training.composed import versions
-from tf_fashion.training.evaluation import Embedder
+from tf_fashion.training.evaluation import Embedder, embed_queries
 
 SUBMITTED = 50
 
@@ -66,11 +66,7 @@ def export_scores(
     folder = Path(out)
     refuse_existing(folder, overwrite)
     refuse_unknown_dtype(dtype)
-    dataset = open_composed(data, images, categories, dataset_name)
-    split = split or dataset.default_split or "val"
-    names = [c for c in dataset.categories if split in dataset.splits(c)]
-    if not names:
-        raise UsageError(f"{data}: there is no split {split!r}. Found: {', '.join(dataset.splits())}.")
+    dataset, split, names = open_split(data, images, categories, dataset_name, split)
     protocol = get_protocol(protocol_name or dataset.default_protocol, dataset=dataset.name, split=split)
     if protocol.gallery == "union" and not all(dataset.get(c, split).has_targets for c in names):
         raise UsageError(
@@ -97,11 +93,7 @@ def export_scores(
             part = dataset.get(category, split)
             queries, texts = scored_queries(part, protocol)
             references = [query.reference for query in queries]
-            embeddings = embedder.queries(table, references, texts)
-            if protocol.captions == "both_orders":
-                other = [query_text(query.captions[::-1], protocol.join) for query in queries]
-                embeddings = embeddings + embedder.queries(table, references, other)
-                embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+            embeddings = embed_queries(embedder, table, protocol, references, texts, [query.captions for query in queries])
             gallery_ids = gallery_for(protocol, list(part.gallery), part.triplets)
             gallery = embedder.gallery(table, gallery_ids)
             matrix = writer.category(category, queries, gallery_ids, part.labels if protocol.hit == "any" else None)

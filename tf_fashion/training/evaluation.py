@@ -153,16 +153,29 @@ def queries_of(part: CategorySplit, protocol: Protocol) -> list[Query]:
     return queries
 
 
+def embed_queries(
+    embedder: Embedder,
+    table: FeatureTable,
+    protocol: Protocol,
+    references: Sequence[str],
+    texts: Sequence[str],
+    captions: Sequence[Sequence[str]],
+) -> np.ndarray:
+    """Query embeddings `(queries, dim)` under a protocol; `captions` are read where both orders of a pair are averaged."""
+    embeddings = embedder.queries(table, references, texts)
+    if protocol.captions == "both_orders":
+        embeddings = embeddings + embedder.queries(table, references, [query_text(pair[::-1], protocol.join) for pair in captions])
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return embeddings
+
+
 def evaluate_part(embedder: Embedder, table: FeatureTable, part: CategorySplit, protocol: Protocol) -> CategoryEvaluation:
     """Evaluates one category."""
     queries = queries_of(part, protocol)
     gallery_ids = gallery_for(protocol, list(part.gallery), part.triplets)
     references = [query.reference for query in queries]
-    embeddings = embedder.queries(table, references, [query.text for query in queries])
-    if protocol.captions == "both_orders":
-        other = [query_text(t.captions[::-1], protocol.join) for t in part.triplets]
-        embeddings = embeddings + embedder.queries(table, references, other)
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    captions = [triplet.captions for triplet in part.triplets]
+    embeddings = embed_queries(embedder, table, protocol, references, [query.text for query in queries], captions)
     gallery = embedder.gallery(table, gallery_ids)
     targets = [query.target for query in queries]
     labels = part.labels if protocol.hit == "any" else None
