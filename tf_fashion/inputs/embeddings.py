@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.inputs.arrays import read_npz
 from tf_fashion.inputs.feature_cache import FeatureTable
 
 
@@ -20,15 +21,7 @@ def load_embeddings(path: str | Path) -> FeatureTable:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file. Embeddings are an .npz file with the arrays 'ids' (N,) and 'embeddings' (N, D).")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not {"ids", "embeddings"} <= set(archive.files):
-                raise DataError(f"{path}: expected the arrays 'ids' and 'embeddings', found {', '.join(archive.files) or 'none'}.")
-            ids, values = archive["ids"], archive["embeddings"]
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: not a readable .npz file ({error}).") from None
+    ids, values = read_npz(path, "ids", "embeddings")
     if values.ndim != 2 or ids.shape != values.shape[:1] or values.dtype.kind != "f":
         raise DataError(
             f"{path}: expected ids (N,) and floating embeddings (N, D), found {ids.shape} and {values.dtype} {values.shape}."

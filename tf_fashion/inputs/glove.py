@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.inputs.arrays import read_npz
 
 Vectors = dict[str, np.ndarray]
 MISSING = ("scaled_normal", "legacy_normal", "zeros")
@@ -66,15 +67,7 @@ def _load_text(path: Path, wanted: set[str], progress: bool) -> Vectors:
 
 
 def _load_npz(path: Path, wanted: set[str]) -> Vectors:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not {"words", "vectors"} <= set(archive.files):
-                raise DataError(f"{path}: expected the arrays 'words' and 'vectors', found {', '.join(archive.files) or 'none'}.")
-            words, vectors = archive["words"], archive["vectors"]
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: not a readable .npz file ({error}).") from None
+    words, vectors = read_npz(path, "words", "vectors")
     if vectors.ndim != 2 or words.shape != vectors.shape[:1]:
         raise DataError(f"{path}: expected words (N,) and vectors (N, D), found shapes {words.shape} and {vectors.shape}.")
     return {str(word): vectors[row].astype(np.float32) for row, word in enumerate(words) if str(word) in wanted}
