@@ -12,17 +12,18 @@ import tensorflow as tf
 from keras import ops
 
 from tf_fashion.composers import COMPOSERS, Composer
-from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.errors import UsageError
 from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.encoders.text import TextEncoder
 from tf_fashion.inputs.text import WordTokenizer
 from tf_fashion.layers import PROJECTIONS, ProjectionHead, ScaledL2Norm, l2_normalize
 from tf_fashion.losses import LOSSES
+from tf_fashion.models.base import RetrievalModel, load_as
 
 
 @keras.saving.register_keras_serializable("tf_fashion")
-class ComposedRetriever(keras.Model):
+class ComposedRetriever(RetrievalModel):
     """Composed image retrieval: reference photo + modification text -> embedding close to the target photo's.
 
     Photos go through the image encoder, a projection to `dim`, and (references) the composer, together with the encoded
@@ -65,6 +66,8 @@ class ComposedRetriever(keras.Model):
         `{"query": (batch, dim)}`, with `"target"` (and `"semantic"`) where one was given; float32, of length one. In training with
         an attached loss also `"composed"`, the query before it is scaled to length one.
     """
+
+    parts = ("image_encoder", "text_encoder", "composer", "tokenizer")
 
     def __init__(
         self,
@@ -143,9 +146,6 @@ class ComposedRetriever(keras.Model):
                 shapes = [(None, *shape) for shape in self._map_shapes]
                 image_shape = shapes if self.composer.multilevel else shapes[0]
             self.composer.build(image_shape, (None, text_width))
-
-    def build(self, input_shape: Any = None) -> None:
-        self.built = True
 
     # The parts, from left to right.
 
@@ -352,11 +352,6 @@ class ComposedRetriever(keras.Model):
         built = {part: keras.saving.deserialize_keras_object(config[part]) for part in ("optimizer", "loss")}
         self.compile(**{**config, **built})
 
-    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # Everything is built already. Keras' own way takes a batch from the iterator, so that training would start with the
-        # second one, and averages it over the replicas, which integers do not survive.
-        return
-
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
         """The matching loss over the global batch; `y` are integer identities of the targets `(batch,)`."""
         if "target" not in y_pred:
@@ -409,13 +404,9 @@ class ComposedRetriever(keras.Model):
     # Configuration.
 
     def get_config(self) -> dict[str, Any]:
-        serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
-            "image_encoder": serialize(self.image_encoder),
-            "text_encoder": serialize(self.text_encoder),
-            "composer": serialize(self.composer),
-            "tokenizer": None if self.tokenizer is None else serialize(self.tokenizer),
+            **self.part_configs(),
             "dim": self.dim,
             "projection": self.projection,
             "feature_norm": self.feature_norm,
@@ -428,19 +419,6 @@ class ComposedRetriever(keras.Model):
             "l2_penalty": self.l2_penalty,
             "legacy_triple_pass": self.legacy_triple_pass,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ComposedRetriever:
-        config = dict(config)
-        for part in ("image_encoder", "text_encoder", "composer", "tokenizer"):
-            if isinstance(config.get(part), dict):
-                config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
-        encoder = config["image_encoder"]
-        if not encoder.trainable:
-            # Its constructor does not tell the layers inside, and TensorFlow skips assigning what an attribute has already.
-            encoder.trainable = True
-            encoder.trainable = False
-        return cls(**config)
 
     @property
     def needs_lengths(self) -> bool:
@@ -464,33 +442,6 @@ class ComposedRetriever(keras.Model):
         return self.tokenizer(np.asarray(texts, dtype=object) if isinstance(texts, list) else texts)
 
 
-def load_path(path: str | Path) -> Path:
-    """A model's path, checked before anything slow happens.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise UsageError(
-            f"{path}: expected a .keras file of a training run, found {'a folder' if Path(path).is_dir() else 'nothing there'}."
-        )
-    return Path(path)
-
-
 def load_composed(path: str | Path) -> ComposedRetriever:
-    """Loads a `.keras` file of a composed retriever.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: it holds something else, or is damaged.
-    """
-    path = load_path(path)
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a model that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})."
-        ) from None
-    if not isinstance(model, ComposedRetriever):
-        raise DataError(f"{path}: expected a ComposedRetriever, found a {type(model).__name__}.")
-    return model
+    """Loads a `.keras` file of a composed retriever; raises as `load_as`."""
+    return load_as(path, ComposedRetriever)

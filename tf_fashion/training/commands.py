@@ -14,7 +14,8 @@ from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
-from tf_fashion.models.composed import load_composed, load_path
+from tf_fashion.models.base import load_path
+from tf_fashion.models.composed import load_composed
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex

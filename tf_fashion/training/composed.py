@@ -36,7 +36,8 @@ from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
 from tf_fashion.inputs.text import WordTokenizer, build_vocabulary, legacy_caption_order
 from tf_fashion.losses import LOSSES
-from tf_fashion.models.composed import ComposedRetriever, load_composed, load_path
+from tf_fashion.models.base import load_path
+from tf_fashion.models.composed import ComposedRetriever, load_composed
 from tf_fashion.reports.tables import results_table
 from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
