@@ -14,8 +14,11 @@ from typing import Any
 from tf_fashion.core.errors import UsageError
 from tf_fashion.datasets.catalogue import Catalogue, ComposedCatalogue, Item
 from tf_fashion.datasets.check import CheckReport, check_tree, find_dataset
+from tf_fashion.datasets.concepts import ConceptVocabulary
 from tf_fashion.datasets.fashion200k import Fashion200k
+from tf_fashion.datasets.fashion_gen import FashionGen
 from tf_fashion.datasets.fashion_iq import FashionIQ
+from tf_fashion.datasets.image_text import ImageTextDataset, ImageTextPair, TextCatalogue, TextQuery, open_image_text
 from tf_fashion.datasets.records import (
     DATASETS,
     CategorySplit,
@@ -34,16 +37,23 @@ __all__ = [
     "CheckReport",
     "ComposedCatalogue",
     "ComposedDataset",
+    "ConceptVocabulary",
     "Fashion200k",
+    "FashionGen",
     "FashionIQ",
+    "ImageTextDataset",
+    "ImageTextPair",
     "Item",
     "Problem",
     "ReducedDataset",
     "Shoes",
+    "TextCatalogue",
+    "TextQuery",
     "Triplet",
     "check_tree",
     "open_composed",
     "open_dataset",
+    "open_image_text",
 ]
 
 

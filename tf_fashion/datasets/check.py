@@ -15,7 +15,7 @@ import struct
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,6 +263,22 @@ def check_pictures(
     return reasons, digests
 
 
+def check_arrays(arrays: Mapping[str, Callable[[str], Any]], workers: int | None = None, progress: bool = True) -> dict[str, str]:
+    """Reads pictures that are no files (see `Inspection.arrays`): id -> message about those that cannot be used."""
+
+    def problem(image_id: str) -> str | None:
+        try:
+            arrays[image_id](image_id)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(problem, arrays)
+        bar = tqdm(zip(arrays, results, strict=True), "arrays", len(arrays), disable=not (progress and arrays), mininterval=0.5)
+        return {image_id: message for image_id, message in bar if message is not None}
+
+
 def find_dataset(root: Path, kind: str = "auto", base: type = object) -> Any:
     """The registered dataset class called `kind`, or for "auto" the most specific one that matches the tree.
 
@@ -324,6 +340,11 @@ def check_tree(
     problems += [
         Problem("error", str(present[id]), f"unreadable picture: {reason}.", "", "unreadable image") for id, reason in reasons.items()
     ]
+    if decode:
+        for image_id, reason in check_arrays(inspection.arrays, workers, progress).items():
+            reasons[image_id] = reason
+            where, _, what = reason.partition(": ")
+            problems.append(Problem("error", where, what, "", "unreadable image"))
     problems += _leaks(inspection)
     problems += _duplicates(inspection, digests, reasons)
     looked = inspection.images_root is not None
@@ -334,14 +355,17 @@ def check_tree(
             "pairs": summary.pairs,
             "gallery": summary.gallery,
             "references": summary.references,
-            "missing": sum(inspection.paths.get(id) is None for id in summary.image_ids) if looked else None,
+            "missing": sum(inspection.paths.get(id) is None and id not in inspection.arrays for id in summary.image_ids)
+            if looked
+            else None,
             "unreadable": len(summary.image_ids & reasons.keys()) if looked else None,
         }
         for summary in inspection.splits
     ]
     problems.sort(key=lambda problem: problem.severity != "error")
     seconds = time.perf_counter() - started
-    return CheckReport(inspection.kind, root, inspection.images_root, problems, counts, len(present), seconds)
+    looked_at = len(present) + (len(inspection.arrays) if decode else 0)
+    return CheckReport(inspection.kind, root, inspection.images_root, problems, counts, looked_at, seconds)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -186,12 +186,14 @@ class Inspection:
         splits: One summary per category and split.
         paths: For each image id, the path of its picture, or None where no file was found.
         images_root: Folder of the pictures, or None where there is none (reported as a problem).
+        arrays: For pictures that are no files: image id -> function that reads the picture of that id or raises `DataError`.
     """
 
     kind: str
     splits: list[SplitSummary]
     paths: dict[str, Path | None]
     images_root: Path | None
+    arrays: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
 
 
 class ImageFolder:
