@@ -13,7 +13,8 @@ from tf_fashion.core.quiet import import_tensorflow_quietly
 def train(args: argparse.Namespace) -> int:
     """Data, model, `fit`, results."""
     import_tensorflow_quietly()
-    from tf_fashion.training.composed import ComposedRun, finish, unused_parts_expected
+    from tf_fashion.training.composed import ComposedRun, finish
+    from tf_fashion.training.runs import unused_parts_expected
 
     run = ComposedRun(training_config(args))
     run.load_pictures()

@@ -16,8 +16,9 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.datasets import FashionIQ
 from tf_fashion.datasets.wardrobe import draw_wardrobe
 from tf_fashion.models import load_composed
-from tf_fashion.training.composed import ComposedRun, copy_weights
+from tf_fashion.training.composed import ComposedRun
 from tf_fashion.training.graph import TripletGraph, build_graph, triplet_features
+from tf_fashion.training.runs import copy_weights
 
 SMALL = ["--preset", "rtic", "--backbone", "small_cnn", "--image-size", "32", "--text-encoder", "swem", "--text-dropout", "0.1"]
 SMALL += ["--dim", "24", "--word-dim", "8", "--batch-size", "16", "--steps-per-epoch", "2", "--epochs", "2"]

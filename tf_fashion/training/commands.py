@@ -22,9 +22,10 @@ from tf_fashion.retrieval.index import ExactIndex
 from tf_fashion.retrieval.protocol import get_protocol
 from tf_fashion.serving.session import SearchSession
 from tf_fashion.training.bad_images import refuse_or_report
-from tf_fashion.training.composed import summarise_run, versions
+from tf_fashion.training.composed import summarise_run
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
 from tf_fashion.training.results import write_features, write_results
+from tf_fashion.training.runs import versions
 
 
 def evaluate_model(

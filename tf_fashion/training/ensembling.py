@@ -25,8 +25,8 @@ from tf_fashion.reports.tables import format_table
 from tf_fashion.retrieval.protocol import Protocol, gallery_for, get_protocol, summarise
 from tf_fashion.retrieval.search import QUERY_BLOCK, score_matrix
 from tf_fashion.training.commands import load_composed, open_split, split_features
-from tf_fashion.training.composed import versions
 from tf_fashion.training.evaluation import Embedder, embed_queries
+from tf_fashion.training.runs import versions
 
 SUBMITTED = 50
 
