@@ -1,6 +1,7 @@
 """Other people's weights -> ours."""
 
 from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
+from tf_fashion.checkpoints.clip import build_clip, clip_weights, infer_config, load_clip, read_clip
 from tf_fashion.checkpoints.convert import convert_weights
 from tf_fashion.checkpoints.tf_slim import load_slim, read_checkpoint
 from tf_fashion.checkpoints.torch_files import read_safetensors, read_torch, read_weights
@@ -9,11 +10,16 @@ from tf_fashion.checkpoints.torch_weights import load_fashion_iq_2020, load_torc
 __all__ = [
     "CONVERTERS",
     "ConversionReport",
+    "build_clip",
+    "clip_weights",
     "convert_weights",
+    "infer_config",
+    "load_clip",
     "load_fashion_iq_2020",
     "load_slim",
     "load_torchvision",
     "read_checkpoint",
+    "read_clip",
     "read_safetensors",
     "read_torch",
     "read_weights",

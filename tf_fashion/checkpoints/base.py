@@ -24,12 +24,14 @@ class ConversionReport:
         used: Names that were loaded.
         unused: Name -> why it was left aside.
         missing: Name that the network has and the file has not -> what it holds instead.
+        notes: Further sentences: what was changed on the way, what was checked.
     """
 
     source: Path
     used: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def format(self, limit: int | None = 8) -> str:
         """The report for a terminal; of each list the first `limit` entries, or with None all."""
@@ -44,4 +46,4 @@ class ConversionReport:
             lines += [f"    {name}" for name in sorted(names)[:limit]]
             if limit is not None and len(names) > limit:
                 lines.append(f"    and {len(names) - limit} more")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {note}" for note in self.notes])

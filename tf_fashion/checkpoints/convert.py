@@ -1,4 +1,4 @@
-"""Published checkpoint -> weights file that `ImageEncoder` takes."""
+"""Published checkpoint -> weights file that our encoders take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
 from tf_fashion.core.errors import UsageError
-from tf_fashion.core.files import make_out_folder, replaced_file
+from tf_fashion.core.files import make_out_folder, replaced_file, write_json
 
 SUFFIX = ".weights.h5"
 
@@ -14,9 +14,11 @@ SUFFIX = ".weights.h5"
 def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = False) -> ConversionReport:
     """Converts a checkpoint into a Keras weights file; an older file of that name is replaced, and only if all went well.
 
+    Beside the weights of a CLIP model, NAME.weights.h5, stands its configuration, NAME.json.
+
     Args:
-        source: The checkpoint (see `tf_slim.read_checkpoint` and `torch_files.read_weights`).
-        to: Name of the network in `CONVERTERS`, which is also its name in `encoders.image.BACKBONES`.
+        source: The checkpoint (see `tf_slim.read_checkpoint`, `torch_files.read_weights` and `clip.read_clip`).
+        to: Name of the network in `CONVERTERS`: "clip", or its name in `encoders.image.BACKBONES`.
         out: Ends in `.weights.h5`.
         ema: Takes moving averages of the weights instead of the weights.
 
@@ -39,4 +41,7 @@ def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = Fa
     make_out_folder(out.parent)
     with replaced_file(out, SUFFIX) as temporary:
         network.save_weights(temporary)
+    record = getattr(network, "record", None)
+    if record is not None:
+        write_json(out.with_name(out.name.removesuffix(SUFFIX) + ".json"), record)
     return report

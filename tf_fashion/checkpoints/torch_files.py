@@ -2,7 +2,8 @@
 
 A `.pt` or `.pth` file is a pickle, whose instructions name functions to call. The reader knows the few that rebuild tensors, as
 inert stand-ins of its own; any other name is refused before anything is called. Storages come from beside the pickle: members
-of a zip archive (PyTorch 1.6 and later), or raw bytes after it (earlier, and many published weights).
+of a zip archive (PyTorch 1.6 and later), or raw bytes after it (earlier, and many published weights). The modules of a TorchScript
+archive are read as dictionaries of their attributes; its program is left alone.
 """
 
 from __future__ import annotations
@@ -182,6 +183,22 @@ class _Parameter:
             self.data = state[0]
 
 
+class _Module:
+    """Stands for any class of a TorchScript archive, all of which live below `__torch__`: a holder of attributes."""
+
+    attributes: dict
+
+    def __new__(cls) -> _Module:
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise _Refused("a module of its program has no attributes")
+        self.attributes = state
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
@@ -193,13 +210,19 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Rebuilds dictionaries, lists, numbers, strings and tensors; `storages` collects what has to be read besides."""
+    """Rebuilds dictionaries, lists, numbers, strings and tensors; `storages` collects what has to be read besides.
 
-    def __init__(self, file: BinaryIO, storages: dict[str, _Storage]) -> None:
+    With `script`, the file being a TorchScript archive, also its modules.
+    """
+
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage], script: bool) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self.storages = storages
+        self.script = script
 
     def find_class(self, module: str, name: str) -> Any:
+        if self.script and (module == "__torch__" or module.startswith("__torch__.")):
+            return _Module
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -226,7 +249,7 @@ class _Unpickler(pickle.Unpickler):
         return _View(storage, offset, length)
 
 
-def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
+def _unpickle(file: BinaryIO, storages: dict[str, _Storage], script: bool = False) -> Any:
     """One pickle of a stream, which is left behind its end."""
     start, opcodes, largest = file.tell(), 0, 0
     for opcode, argument, _ in pickletools.genops(file):
@@ -242,7 +265,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
     if end - start > _PICKLE_BYTES:
         raise _Refused(f"its pickle is {(end - start) >> 20} MiB long")
     file.seek(start)
-    value = _Unpickler(io.BytesIO(file.read(end - start)), storages).load()
+    value = _Unpickler(io.BytesIO(file.read(end - start)), storages, script).load()
     file.seek(end)
     return value
 
@@ -261,6 +284,8 @@ def _finish(value: Any) -> Any:
             item = item.data
         if isinstance(item, _Tensor):
             return item.read()
+        if isinstance(item, _Module):
+            item = item.attributes
         if id(item) in done:
             return done[id(item)]
         if not isinstance(item, (dict, list, tuple, set, frozenset)):
@@ -325,12 +350,11 @@ def _read_zip(file: BinaryIO) -> Any:
                 raise _Refused("its members are longer together than the file")
             return archive.read(member)
 
-        if f"{root}constants.pkl" in members and any(name.startswith(f"{root}code/") for name in members):
-            raise _Refused("it is a TorchScript program, not a dictionary of weights. Save its state_dict() instead")
+        script = f"{root}constants.pkl" in members and any(name.startswith(f"{root}code/") for name in members)
         if f"{root}byteorder" in members and content("byteorder").strip() != b"little":
             raise _Refused("its numbers are big-endian")
         storages: dict[str, _Storage] = {}
-        value = _unpickle(io.BytesIO(content("data.pkl")), storages)
+        value = _unpickle(io.BytesIO(content("data.pkl")), storages, script)
         for storage in storages.values():
             if not re.fullmatch(r"[0-9A-Za-z_]+", storage.key):
                 raise _Refused(f"a storage is called {storage.key[:60]!r}")
@@ -380,10 +404,11 @@ def _no_file(path: Path) -> WeightsError:
 
 
 def read_torch(path: str | Path) -> Any:
-    """Reads what `torch.save` wrote, in the zip format or the one before PyTorch 1.6.
+    """Reads what `torch.save` wrote, in the zip format or the one before PyTorch 1.6, or what `torch.jit.save` wrote.
 
     Args:
-        path: The file. State dictionaries and dictionaries, lists and tuples of them are read, with numbers and strings among them.
+        path: The file. State dictionaries and dictionaries, lists and tuples of them are read, with numbers and strings among them;
+            of a TorchScript archive its modules, each as a dictionary of its attributes, without the program.
 
     Returns:
         The saved value with a NumPy array (read-only) in place of each tensor; bfloat16 becomes float32, everything else keeps its
