@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,21 +47,15 @@ GRAPH_DEFAULTS: dict[str, Any] = {"graph_weight": 1.0, "graph_ratio": 0.198, "gr
 FromPreset = Any
 
 
-@dataclass(frozen=True)
-class ComposedConfig:
-    """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
-
-    Attributes are explained by `tf-fashion train composed --help`.
-    """
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What decides a run of any model. Fields that are None take the preset's value."""
 
     data: str
     out: str
     images: str | None = None
     dataset: str = "auto"
-    categories: tuple[str, ...] | None = None
     preset: str = "auto"
-    composer: FromPreset = None
-    composer_options: FromPreset = None
     text_encoder: FromPreset = None
     text_options: FromPreset = None
     backbone: FromPreset = None
@@ -78,47 +72,26 @@ class ComposedConfig:
     word_dim: FromPreset = None
     text_units: FromPreset = None
     text_dropout: FromPreset = None
-    glove: tuple[str, ...] = ()
-    glove_missing: FromPreset = None
-    spelling: FromPreset = None
     tokens: FromPreset = None
-    marks: FromPreset = None
-    captions: FromPreset = None
-    caption_style: FromPreset = None
-    caption_order: FromPreset = None
-    legacy_markers: FromPreset = None
-    caption_dropout: float = 0.0
     projection: FromPreset = None
     feature_norm: FromPreset = None
     feature_dropout: FromPreset = None
     loss: FromPreset = None
     loss_options: FromPreset = None
     scale: FromPreset = None
-    semantic_weight: float = 0.0
-    semantic_with: FromPreset = None
-    pretrain_epochs: int = 0
-    target_embeddings: str | None = None
     init_from: str | None = None
-    graph_from: str | None = None
-    graph_weight: FromPreset = None
-    graph_ratio: FromPreset = None
-    graph_tau: FromPreset = None
-    graph_options: FromPreset = None
     optimizer: FromPreset = None
     optimizer_options: FromPreset = None
     schedule: FromPreset = None
     schedule_options: FromPreset = None
     epochs: FromPreset = None
-    train_steps: FromPreset = None
     batch_size: FromPreset = None
     learning_rate: FromPreset = None
     weight_decay: FromPreset = None
-    l2_penalty: FromPreset = None
     ema: FromPreset = None
     backbone_factor: FromPreset = None
     flip: FromPreset = None
     augment: FromPreset = None
-    legacy_triple_pass: FromPreset = None
     steps_per_epoch: int | None = None
     seed: int = 0
     protocol: FromPreset = None
@@ -132,12 +105,112 @@ class ComposedConfig:
     deterministic: bool = False
     cache: str | None = None
     skip_bad_images: bool = False
-    black_bad_images: bool = False
     overwrite: bool = False
     tensorboard: bool = False
     progress: bool = True
     report: bool = True
     export: bool = True
+
+    def _preset_name(self, known: Mapping[str, Any]) -> str:
+        """The preset's name; "auto" goes by the weights and by whether they are trained."""
+        preset = self.preset
+        if preset == "auto":
+            preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
+        if preset not in known:
+            raise UsageError(f"Unknown preset {self.preset!r}. Known: auto, {', '.join(known)}.")
+        return preset
+
+    def _merged_options(self, values: Mapping[str, Any], preset: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
+        """Dictionaries of options: single ones are given on top of the preset's, unless another class is chosen to which those do
+        not belong."""
+        merged = {}
+        for key, chosen in owners.items():
+            belongs = chosen == "composer" or getattr(self, chosen) in (None, preset.get(chosen))
+            merged[key] = {**(values[key] if belongs else {}), **(getattr(self, key) or {})}
+        return merged
+
+    def check_run(self) -> None:
+        """Raises `UsageError` for values that no run of any model can have."""
+        LOSSES.get(self.loss)
+        self.one_of("optimizer", ("adamw", "adam"))
+        self.one_of("schedule", ("cosine", "constant", "step", "warmup_step"))
+        self.one_of("augment", (None, False, *AUGMENTATIONS))
+        self.one_of("tokens", RULES)
+        self.one_of("select", ("last", "best"))
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
+        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        if not self.learning_rate or self.learning_rate <= 0:
+            raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
+        self.shares("feature_dropout", "text_dropout")
+
+    def one_of(self, name: str, known: Sequence[Any]) -> None:
+        """Raises `UsageError` if a field has a value that is not among the known ones."""
+        if getattr(self, name) not in known:
+            raise UsageError(f"--{name.replace('_', '-')}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
+
+    def shares(self, *names: str) -> None:
+        """Raises `UsageError` if a field is not in [0, 1)."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: expected a number from 0 up to but not including 1, found {getattr(self, name)}."
+                )
+
+    def check_backbone(self) -> None:
+        """Raises `UsageError` for backbones that are unknown, or frozen without weights."""
+        if not str(self.backbone).startswith(SAVED_MODEL):
+            BACKBONES.get(str(self.backbone))
+        if str(self.backbone).startswith(SAVED_MODEL):
+            if not self.freeze_backbone:
+                raise UsageError("A SavedModel cannot be trained along: add --freeze-backbone.")
+        elif self.freeze_backbone and not (self.weights or self.init_from):
+            raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the weights: two runs with equal identities are one run."""
+        ignored = {"out", "overwrite", "progress", "report", "export", "tensorboard", "cache", "data", "images"}
+        return {key: value for key, value in self.plain().items() if key not in ignored}
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedConfig(RunConfig):
+    """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
+
+    Attributes are explained by `tf-fashion train composed --help`.
+    """
+
+    categories: tuple[str, ...] | None = None
+    composer: FromPreset = None
+    composer_options: FromPreset = None
+    glove: tuple[str, ...] = ()
+    glove_missing: FromPreset = None
+    spelling: FromPreset = None
+    marks: FromPreset = None
+    captions: FromPreset = None
+    caption_style: FromPreset = None
+    caption_order: FromPreset = None
+    legacy_markers: FromPreset = None
+    caption_dropout: float = 0.0
+    semantic_weight: float = 0.0
+    semantic_with: FromPreset = None
+    pretrain_epochs: int = 0
+    target_embeddings: str | None = None
+    graph_from: str | None = None
+    graph_weight: FromPreset = None
+    graph_ratio: FromPreset = None
+    graph_tau: FromPreset = None
+    graph_options: FromPreset = None
+    train_steps: FromPreset = None
+    l2_penalty: FromPreset = None
+    legacy_triple_pass: FromPreset = None
+    black_bad_images: bool = False
 
     def resolved(self) -> ComposedConfig:
         """The same with the preset's values filled in.
@@ -145,11 +218,7 @@ class ComposedConfig:
         Raises:
             UsageError: an unknown name, or a number out of range.
         """
-        preset = self.preset
-        if preset == "auto":
-            preset = "frozen" if self.freeze_backbone else ("finetune" if self.weights else "scratch")
-        if preset not in PRESETS:
-            raise UsageError(f"Unknown preset {preset!r}. Known: auto, {', '.join(PRESETS)}.")
+        preset = self._preset_name(PRESETS)
         values = {**DEFAULTS, **PRESETS[preset]}
         if self.composer is not None:
             values["composer"] = self.composer
@@ -166,10 +235,7 @@ class ComposedConfig:
         changes = {key: value for key, value in values.items() if given[key] is None}
         if PRESETS[preset].get("composer") != values["composer"]:
             values["composer_options"] = COMPOSER_DEFAULTS.get(values["composer"], {})
-        for key, chosen in OPTIONS_OF.items():
-            # Single options are given on top of the preset's, unless another class is chosen to which those do not belong.
-            belongs = chosen == "composer" or getattr(self, chosen) in (None, PRESETS[preset].get(chosen))
-            changes[key] = {**(values[key] if belongs else {}), **(given[key] or {})}
+        changes |= self._merged_options(values, PRESETS[preset], OPTIONS_OF)
         if self.epochs is not None:
             changes["train_steps"] = None
         if self.graph_from:
@@ -182,39 +248,18 @@ class ComposedConfig:
 
     def check(self) -> None:
         """Raises `UsageError` for values that no run can have."""
-        if not str(self.backbone).startswith(SAVED_MODEL):
-            BACKBONES.get(str(self.backbone))
+        self.check_run()
         TEXT_ENCODERS.get(str(self.text_encoder))
         COMPOSERS.get(self.composer)
-        LOSSES.get(self.loss)
         if self.protocol is not None:
             get_protocol(self.protocol)
-        for name, known in (
-            ("captions", ("joined", "single")),
-            ("optimizer", ("adamw", "adam")),
-            ("schedule", ("cosine", "constant", "step", "warmup_step")),
-            ("caption_order", CAPTION_ORDERS),
-            ("spelling", (False, True, "vocabulary")),
-            ("glove_missing", MISSING),
-            ("augment", (None, False, *AUGMENTATIONS)),
-            ("tokens", RULES),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"--{name}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
+        self.one_of("captions", ("joined", "single"))
+        self.one_of("caption_order", CAPTION_ORDERS)
+        self.one_of("spelling", (False, True, "vocabulary"))
+        self.one_of("glove_missing", MISSING)
+        self.shares("caption_dropout")
         if self.semantic_weight < 0 or self.pretrain_epochs < 0:
             raise UsageError("--semantic-weight and --pretrain-epochs cannot be negative.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
-        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
-        if not self.learning_rate or self.learning_rate <= 0:
-            raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
-        for name in ("feature_dropout", "text_dropout", "caption_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')}: expected a number from 0 up to but not including 1, found {getattr(self, name)}."
-                )
         if (self.loss == "match_embedding") != bool(self.target_embeddings):
             raise UsageError(
                 "--loss match_embedding (the match presets) and --target-embeddings belong together: the loss compares with a given "
@@ -223,13 +268,7 @@ class ComposedConfig:
         self._check_graph()
         if self.skip_bad_images and self.black_bad_images:
             raise UsageError("--skip-bad-images and --black-bad-images exclude each other.")
-        if self.select not in ("last", "best"):
-            raise UsageError(f"--select: expected last or best, found {self.select!r}.")
-        if str(self.backbone).startswith(SAVED_MODEL):
-            if not self.freeze_backbone:
-                raise UsageError("A SavedModel cannot be trained along: add --freeze-backbone.")
-        elif self.freeze_backbone and not (self.weights or self.init_from):
-            raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE (or imagenet).")
+        self.check_backbone()
 
     def _check_graph(self) -> None:
         if not self.graph_from:
@@ -252,15 +291,6 @@ class ComposedConfig:
                 "--graph-option class_balanced: the balance is over the whole batch, which several replicas share. Leave out "
                 "--strategy or the balance."
             )
-
-    def identity(self) -> dict[str, Any]:
-        """The part that decides the weights: two runs with equal identities are one run."""
-        ignored = {"out", "overwrite", "progress", "report", "export", "tensorboard", "cache", "data", "images"}
-        return {key: value for key, value in self.plain().items() if key not in ignored}
-
-    def plain(self) -> dict[str, Any]:
-        """All fields as JSON has them."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
 def _plain(value: Any) -> Any:

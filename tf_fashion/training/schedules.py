@@ -109,6 +109,9 @@ class WarmupStepDecay(_Schedule):
 class WarmupCosine(_Schedule):
     """Linear warm-up, then half a cosine down to the end value.
 
+    CLIP's and FashionKLIP's schedule is `WarmupCosine(rate, steps, warmup_steps=10_000)`: step n of the warm-up has
+    `rate (n + 1) / warmup_steps`, the last one of it and the one after it have the whole rate.
+
     Args:
         learning_rate: Highest rate.
         total_steps: Steps of the run; afterwards the rate stays at its end value.
@@ -116,9 +119,11 @@ class WarmupCosine(_Schedule):
         final_ratio: End value as a share of the highest rate.
         end_at_last_step: Whether the last of the steps has the end value, as in RTIC (with an end of 0 that step is lost); else the
             rate would reach it one step later.
+        warmup_steps: Length of the warm-up in steps, in place of `warmup_ratio`; a run that is not longer than this ends in its
+            warm-up.
 
     Raises:
-        UsageError: `total_steps` is not positive, or `warmup_ratio` outside [0, 1).
+        UsageError: `total_steps` is not positive, `warmup_ratio` outside [0, 1), or `warmup_steps` negative.
     """
 
     def __init__(
@@ -128,21 +133,25 @@ class WarmupCosine(_Schedule):
         warmup_ratio: float = 0.05,
         final_ratio: float = 0.0,
         end_at_last_step: bool = False,
+        warmup_steps: int | None = None,
     ) -> None:
         if total_steps < 1 or not 0.0 <= warmup_ratio < 1.0:
             raise UsageError(
                 f"WarmupCosine: total_steps must be at least 1, warmup_ratio in [0, 1); found {total_steps} and {warmup_ratio}."
             )
+        if warmup_steps is not None and warmup_steps < 0:
+            raise UsageError(f"WarmupCosine: warmup_steps must not be negative, found {warmup_steps}.")
         self.learning_rate = learning_rate
         self.total_steps = total_steps
         self.warmup_ratio = warmup_ratio
         self.final_ratio = final_ratio
         self.end_at_last_step = end_at_last_step
+        self.warmup_steps = warmup_steps
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
-        warmup = self.total_steps * self.warmup_ratio
+        warmup = self.total_steps * self.warmup_ratio if self.warmup_steps is None else self.warmup_steps
         done = step + 1 if self.end_at_last_step else step
-        progress = tf.clip_by_value((done - warmup) / (self.total_steps - warmup), 0.0, 1.0)
+        progress = tf.clip_by_value((done - warmup) / max(self.total_steps - warmup, 1.0), 0.0, 1.0)
         falling = self.final_ratio + (1.0 - self.final_ratio) * 0.5 * (1.0 + tf.cos(np.pi * progress))
         rising = (step + 1) / max(warmup, 1.0)
         return self.learning_rate * tf.where(step + 1 < warmup, rising, falling)
@@ -154,4 +163,5 @@ class WarmupCosine(_Schedule):
             "warmup_ratio": self.warmup_ratio,
             "final_ratio": self.final_ratio,
             "end_at_last_step": self.end_at_last_step,
+            "warmup_steps": self.warmup_steps,
         }
