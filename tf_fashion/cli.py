@@ -318,7 +318,9 @@ def build_parser() -> argparse.ArgumentParser:
         "arguments give the same files. An interrupted drawing is continued by the same command.",
     )
     draw.add_argument("folder", metavar="DIR")
-    draw.add_argument("--layout", default="fashion_iq", help="of the files beside the pictures: fashion_iq, fashion200k or shoes")
+    draw.add_argument(
+        "--layout", default="fashion_iq", help="of the files beside the pictures: fashion_iq, fashion200k, shoes or fashion_gen"
+    )
     draw.add_argument("--items", type=int, default=3600, help="pictures over all categories and splits")
     draw.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
     draw.add_argument("--seed", type=int, default=0)

@@ -9,8 +9,8 @@
       descriptions.json                             id -> one full sentence
       wardrobe.json                                 version, arguments and counts; written last
 
-The layouts of Fashion200k and Shoes have their own files in place of those between images and wardrobe.json (see `fashion200k.py`
-and `shoes.py`).
+The layouts of Fashion200k, Shoes and FashionGen have their own files in place of those between images and wardrobe.json (see
+`fashion200k.py`, `shoes.py` and `fashion_gen.py`).
 
 The tree depends on the arguments alone: the same bytes whatever the number of processes, drawn in one go or continued.
 """
@@ -37,7 +37,7 @@ from tf_fashion.core.machine import cpu_count
 from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, split_counts
 from tf_fashion.datasets.wardrobe_drawing import Pose, draw_garment, draw_item, lay_on, studio
 from tf_fashion.datasets.wardrobe_garments import CATEGORIES, Attributes, Identity
-from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, lines_of
+from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, lines_of, shares_of
 
 __all__ = [
     "CATEGORIES",
@@ -112,10 +112,11 @@ def draw_wardrobe(
         categories: Some of "dress", "top", "bottom", "shoes"; default all, or "shoes" in the layout of that name. Their order does
             not matter.
         splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them. The
-            layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val".
+            layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val"; that of FashionGen has train
+            and val (shares 5 to 1), and in val too the garments vary as much as in train.
         progress: Whether to show a progress bar.
         workers: Processes that draw; None takes one per available core, 1 draws in this process.
-        layout: "fashion_iq", "fashion200k" or "shoes".
+        layout: "fashion_iq", "fashion200k", "shoes" or "fashion_gen".
 
     Returns:
         The folder.
@@ -127,11 +128,12 @@ def draw_wardrobe(
     if layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {layout!r} of the drawn wardrobe. Known: {', '.join(LAYOUTS)}.")
     if layout != "fashion_iq" and splits is not None:
-        raise UsageError(f"The layout {layout!r} always has train and test; leave out splits.")
+        names = ("train", "val") if layout == "fashion_gen" else SPLIT_NAMES.values()
+        raise UsageError(f"The layout {layout!r} always has {' and '.join(names)}; leave out splits.")
     default_splits = SPLITS if layout == "fashion_iq" else tuple(SPLIT_NAMES)
     default_categories = ("shoes",) if layout == "shoes" else CATEGORIES
     chosen = default_categories if categories is None else categories, default_splits if splits is None else splits
-    arguments = _arguments(items, seed, size, *chosen)
+    arguments = _arguments(items, seed, size, *chosen, layout)
     if layout != "fashion_iq":
         arguments["layout"] = layout
     if workers is not None and (not isinstance(workers, int) or workers < 1):
@@ -169,7 +171,9 @@ def _some_of(name: str, value: Sequence[str], known: tuple[str, ...]) -> list[st
     return [entry for entry in known if entry in chosen]
 
 
-def _arguments(items: int, seed: int, size: int, categories: Sequence[str], splits: Sequence[str]) -> dict[str, Any]:
+def _arguments(
+    items: int, seed: int, size: int, categories: Sequence[str], splits: Sequence[str], layout: str = "fashion_iq"
+) -> dict[str, Any]:
     """The checked arguments as they are written to the manifest."""
     arguments: dict[str, Any] = {
         "items": _whole("items", items, 1),
@@ -178,7 +182,7 @@ def _arguments(items: int, seed: int, size: int, categories: Sequence[str], spli
         "categories": _some_of("categories", categories, CATEGORIES),
         "splits": _some_of("splits", splits, SPLITS),
     }
-    counts = split_counts(items, tuple(arguments["categories"]), tuple(arguments["splits"]))
+    counts = split_counts(items, tuple(arguments["categories"]), tuple(arguments["splits"]), shares_of(layout))
     short = [key for key, count in counts.items() if count < 2]
     if short:
         raise UsageError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -86,12 +86,14 @@ def tell_apart(first: str, second: str) -> bool:
     return contrast(first, second) >= 0.5 and (gap >= 0.15 or contrast(first, second) >= 0.95)
 
 
-def split_counts(items: int, categories: tuple[str, ...], splits: tuple[str, ...]) -> dict[tuple[str, str], int]:
+def split_counts(
+    items: int, categories: tuple[str, ...], splits: tuple[str, ...], shares: Mapping[str, float] = SHARES
+) -> dict[tuple[str, str], int]:
     """How many garments each category has in each split. They add up to `items`."""
-    total = sum(SHARES[split] for split in splits)
+    total = sum(shares[split] for split in splits)
     edges, done, counts = 0.0, 0, {}
     for split in splits:
-        edges += SHARES[split] / total
+        edges += shares[split] / total
         upto = round(items * edges) if split != splits[-1] else items
         number, done = upto - done, upto
         for place, category in enumerate(categories):
@@ -104,9 +106,8 @@ def _palette(rng: np.random.Generator, second: str, among: tuple[str, ...], coun
     return [str(colour) for colour in rng.permutation(fitting)[:count]]
 
 
-def _line(rng: np.random.Generator, kind: str, season: tuple[str, ...], patterns: tuple[str, ...], split: str) -> list[Attributes]:
+def _line(rng: np.random.Generator, kind: str, season: tuple[str, ...], patterns: tuple[str, ...], dense: bool) -> list[Attributes]:
     """The attribute sets of a line: the product of the values of its varying attributes, in random order."""
-    dense = split != "train"
     second = str(max(rng.permutation(list(COLOURS)), key=lambda colour: min(5, len(_palette(rng, str(colour), season, 12)))))
     varying: dict[str, list[str]] = {"colour": _palette(rng, second, season, 4 if dense else 5)}
     own = dict(KINDS[kind].values)
@@ -140,7 +141,12 @@ def _chained(sets: list[Attributes], count: int) -> list[Attributes]:
 
 
 def wardrobe_lines(
-    items: int, seed: int, categories: tuple[str, ...] = CATEGORIES, splits: tuple[str, ...] = SPLITS
+    items: int,
+    seed: int,
+    categories: tuple[str, ...] = CATEGORIES,
+    splits: tuple[str, ...] = SPLITS,
+    shares: Mapping[str, float] = SHARES,
+    galleries: bool = True,
 ) -> Iterator[list[Item]]:
     """The garments of a wardrobe, line by line, so that memory does not grow with `items`.
 
@@ -149,11 +155,15 @@ def wardrobe_lines(
         seed: Non-negative.
         categories: Some of CATEGORIES.
         splits: Some of SPLITS.
+        shares: Parts of the garments that go to each split.
+        galleries: Whether validation and test have the long lines that a search by picture and words needs; else all splits have
+            the variety of training.
 
     Yields:
         The garments of one line; all of one category and split.
     """
-    for (category, split), count in split_counts(items, categories, splits).items():
+    for (category, split), count in split_counts(items, categories, splits, shares).items():
+        like = split if galleries else "train"
         kinds = [name for name, kind in KINDS.items() if kind.category == category]
         season_rng = generator(seed, category, split, "season")
         season = tuple(str(colour) for colour in season_rng.permutation(list(COLOURS)))
@@ -162,16 +172,16 @@ def wardrobe_lines(
         while number < count:
             rng = generator(seed, category, split, "line", line_number)
             kind = kinds[line_number % len(kinds)]
-            if split != "train":
+            if like != "train":
                 # A gallery's fashion: few colours at a time, so that many garments share the wished one.
                 shift = (line_number // (3 * len(kinds))) * 5
                 palette = tuple(season[(shift + place) % len(season)] for place in range(5))
                 patterns = tuple(prints[(shift + place) % len(prints)] for place in range(3))
             else:
                 palette, patterns = season, PATTERNS
-            sets = _line(rng, kind, palette, patterns, split)
-            share = min(LINE[split], count - number)
-            makers = MAKERS[split] if share >= 8 else 1
+            sets = _line(rng, kind, palette, patterns, like != "train")
+            share = min(LINE[like], count - number)
+            makers = MAKERS[like] if share >= 8 else 1
             line: list[Item] = []
             for maker in range(makers):
                 part = share // makers + (maker < share % makers)

@@ -1,4 +1,4 @@
-"""What is written beside the pictures of the drawn wardrobe: the files of FashionIQ's, Fashion200k's or Shoes' layout."""
+"""What is written beside the pictures of the drawn wardrobe: the files of FashionIQ's, Fashion200k's, Shoes' or FashionGen's layout."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import csv
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tf_fashion.core.files import atomic_write, write_json
 from tf_fashion.datasets import fashion200k, shoes
-from tf_fashion.datasets.wardrobe_designs import Item, generator, line_pairs, wardrobe_lines
+from tf_fashion.datasets.concepts import ConceptVocabulary
+from tf_fashion.datasets.json_lines import write_lines
+from tf_fashion.datasets.wardrobe_designs import SHARES, Item, generator, line_pairs, wardrobe_lines
 from tf_fashion.datasets.wardrobe_garments import ATTRIBUTE_NAMES, KINDS, Attributes
 from tf_fashion.datasets.wardrobe_sentences import description, modification_sentences, tags
+from tf_fashion.datasets.wardrobe_texts import concepts_of, is_common, stated_facts, varied_description
 
 Counts = dict[str, dict[str, dict[str, int]]]
 
@@ -35,7 +38,14 @@ _DESCRIBED = 1 / 3
 
 def lines_of(arguments: dict[str, Any]) -> Iterator[list[Item]]:
     """The garments of a wardrobe, line by line."""
-    return wardrobe_lines(arguments["items"], arguments["seed"], tuple(arguments["categories"]), tuple(arguments["splits"]))
+    layout = arguments.get("layout", "fashion_iq")
+    categories, splits = tuple(arguments["categories"]), tuple(arguments["splits"])
+    return wardrobe_lines(arguments["items"], arguments["seed"], categories, splits, shares_of(layout), layout != "fashion_gen")
+
+
+def shares_of(layout: str) -> Mapping[str, float]:
+    """Parts of the garments that go to each split."""
+    return {"train": 5.0, "val": 1.0} if layout == "fashion_gen" else SHARES
 
 
 def write_fashion_iq(root: Path, arguments: dict[str, Any]) -> Counts:
@@ -144,8 +154,59 @@ def write_shoes(root: Path, arguments: dict[str, Any]) -> Counts:
     return counts
 
 
+def write_fashion_gen(root: Path, arguments: dict[str, Any]) -> Counts:
+    """FashionGen's layout: descriptions, phrases and concepts. A text is answered by every picture of its split that it is true of."""
+    seed = arguments["seed"]
+    for folder in ("train", "val", "fashion_kb"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    items = [item for line in lines_of(arguments) for item in line]
+    fathers: dict[str, str] = {}
+    phrases: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    stated: dict[str, Attributes] = {}
+    for item in items:
+        rng = generator(seed, item.category, item.split, "description", item.number)
+        stated[item.id] = facts = stated_facts(item.attributes, rng)
+        texts[item.id] = varied_description(facts, rng)
+        found = concepts_of(item.category, facts)
+        phrases[item.id] = list(found)
+        if item.split == "train":
+            fathers.update(found)
+    common = {phrase for phrase in fathers if is_common(phrase)}
+    ConceptVocabulary.of(sorted(fathers), fathers).write(
+        root / "train/wardrobe_concepts_queries.jsonl", root / "train/wardrobe_concepts_fathers.jsonl"
+    )
+    ConceptVocabulary.of(sorted(common), {phrase: fathers[phrase] for phrase in common}).write(
+        root / "fashion_kb/wardrobe_concepts_queries.jsonl", root / "fashion_kb/wardrobe_concepts_fathers.jsonl"
+    )
+    counts: Counts = {"all": {}}
+    for split in arguments["splits"]:
+        lines: list[dict[str, Any]] = []
+        truth: dict[str, list[int]] = {}
+        there = [(place, item) for place, item in enumerate(items) if item.split == split]
+        for number, item in there:
+            line: dict[str, Any] = {"query_id": number, "query_text": texts[item.id]}
+            if split == "train":
+                own = phrases[item.id]
+                lines.append({**line, "item_ids": [item.id], "phrases": own, "match_phrases": [p for p in own if p in common]})
+            else:
+                right = [other.id for _, other in there if stated[item.id].items() <= other.attributes.items()]
+                lines.append({**line, "item_ids": right})
+                for image_id in right:
+                    truth.setdefault(image_id, []).append(number)
+            lines[-1]["sub_category"] = item.attributes["kind"]
+        ending = "_queries_phrases.jsonl" if split == "train" else "_queries.jsonl"
+        write_lines(root / split / f"wardrobe_{split}{ending}", lines)
+        if split != "train":
+            rows = ({"image_id": item.id, "item_ids": truth[item.id]} for _, item in there)
+            write_lines(root / split / f"wardrobe_{split}_images.jsonl", rows)
+        counts["all"][split] = {"images": len(there), "pairs": sum(len(line["item_ids"]) for line in lines)}
+    return counts
+
+
 LAYOUTS: dict[str, Callable[[Path, dict[str, Any]], Counts]] = {
     "fashion_iq": write_fashion_iq,
     "fashion200k": write_fashion200k,
     "shoes": write_shoes,
+    "fashion_gen": write_fashion_gen,
 }

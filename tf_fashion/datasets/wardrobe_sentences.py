@@ -166,6 +166,15 @@ def _pattern_phrases(old: str, new: str, second: str) -> list[Phrase]:
     return phrases
 
 
+def exact_phrases(kind: str, name: str, value: str) -> list[Phrase]:
+    """Phrases that truly tell the value of an attribute (not of colour and pattern) of a kind of garment."""
+    if name == "length" and kind == "trousers" and value == "cropped":
+        return [("np", "a cropped length"), ("adj", "cropped above the ankle")]
+    if name == "shaft" and value == "knee":
+        return [("np", "a knee-high shaft"), ("adj", "knee-high")]
+    return EXACT[name, value]
+
+
 def _phrases(reference: Attributes, target: Attributes, name: str, relative: bool) -> tuple[list[Phrase], int]:
     """Phrases that truly tell the change of one attribute, and the size of the step (0 where degrees make no sense)."""
     old, new = reference[name], target[name]
@@ -183,14 +192,7 @@ def _phrases(reference: Attributes, target: Attributes, name: str, relative: boo
         values = values_of(target["kind"], name)
         step = values.index(new) - values.index(old)
         return COMPARATIVES[name][0 if step > 0 else 1], abs(step)
-    phrases = EXACT.get((name, new))
-    if name == "length" and target["kind"] == "trousers" and new == "cropped":
-        phrases = [("np", "a cropped length"), ("adj", "cropped above the ankle")]
-    if name == "shaft" and new == "knee":
-        phrases = [("np", "a knee-high shaft"), ("adj", "knee-high")]
-    if phrases is None:
-        raise KeyError((name, new))
-    return phrases, 0
+    return exact_phrases(target["kind"], name, new), 0
 
 
 def _degree(rng: np.random.Generator, step: int, after_article: bool) -> str:
