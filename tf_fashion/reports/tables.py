@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.retrieval.protocol import Protocol, compare_results
+from tf_fashion.retrieval.protocol import compare_results, read_protocol
 
 Style = Literal["text", "markdown"]
 
@@ -138,7 +138,7 @@ def protocol_line(metrics: Mapping[str, Any]) -> str:
     config = metrics.get("protocol")
     if not isinstance(config, Mapping):
         raise DataError("The result names no protocol: numbers without protocol are not printed. Evaluate again.")
-    return Protocol.from_config(config).describe()
+    return read_protocol(config).describe()
 
 
 def _under(metrics: Mapping[str, Any], style: Style) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_json
 from tf_fashion.core.registry import Registry
+from tf_fashion.retrieval import dual_protocol
 from tf_fashion.retrieval.metrics import recall_at_k
 from tf_fashion.retrieval.ranks import RankCounts, Tie
 
@@ -189,6 +190,12 @@ def get_protocol(name: str | Protocol, **changes: Any) -> Protocol:
     """
     protocol = name if isinstance(name, Protocol) else PROTOCOLS.get(name)
     return protocol.replace(**changes) if changes else protocol
+
+
+def read_protocol(config: Mapping[str, Any]) -> Protocol | dual_protocol.DualProtocol:
+    """The protocol that a result names, of composed retrieval or of image-text retrieval; raises as `from_config`."""
+    kind = dual_protocol.DualProtocol if config.get("kind") == dual_protocol.KIND else Protocol
+    return kind.from_config(config)
 
 
 def gallery_for(protocol: Protocol, gallery_ids: Sequence[str], triplets: Iterable[Any]) -> list[str]:
@@ -434,13 +441,13 @@ def compare_results(metrics: Sequence[Mapping[str, Any]], names: Sequence[str] |
         DataError: an entry without protocol or mean.
     """
     rows: list[dict[str, Any]] = []
-    first: Protocol | None = None
+    first: Protocol | dual_protocol.DualProtocol | None = None
     for index, entry in enumerate(metrics):
         if not isinstance(entry.get("protocol"), Mapping) or not isinstance(entry.get("mean"), Mapping):
             raise DataError(
                 f"Result {index}: expected 'protocol' and 'mean' as in metrics.json, found keys {', '.join(map(str, entry))}."
             )
-        protocol = Protocol.from_config(entry["protocol"])
+        protocol = read_protocol(entry["protocol"])
         name = names[index] if names is not None else str(entry.get("run", {}).get("name", index))
         if first is None:
             first = protocol
