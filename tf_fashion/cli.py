@@ -66,6 +66,84 @@ def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -
     parser.add_argument("--categories", type=_names, metavar="A,B", help="only these categories (default: all that are found)")
 
 
+def _add_backbone(group: Any) -> None:
+    """The image network of a run."""
+    add = group.add_argument
+    add(
+        "--backbone",
+        help="image network; `tf-fashion list backbones` names them; saved_model:DIR takes a TF-Hub model or another SavedModel",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="pretrained weights of the backbone: a Keras weights file, or 'imagenet' to let Keras fetch its own",
+    )
+    add("--freeze-backbone", action="store_true", help="do not train the backbone; its features are computed once and cached")
+    add("--image-size", type=int, metavar="PIXELS", help="side of the squares that the backbone sees")
+    add("--resize", help="how photos become squares: squash (default), pad, crop, target_pad, square_pad")
+    add("--interpolation", help="bilinear (default), bicubic, nearest, or bilinear_tf1 as TensorFlow 1 resized")
+    add("--taps", type=_names, metavar="A,B", help="feature maps that are used: stage1 (fine) ... stage5 (deep), or low, mid, high")
+    add("--pooling", help="avg, max, gem or avg_max")
+    add("--descriptors", type=_names, metavar="A,B", help="weight-free descriptors beside the backbone: colour, shape ('' for none)")
+
+
+def _add_optimizer(group: Any) -> None:
+    add = group.add_argument
+    for kind in ("optimizer", "schedule"):
+        add(
+            f"--{kind}-option",
+            dest=f"{kind}_options",
+            action=_Option,
+            metavar="NAME=VALUE",
+            help=f"argument of the {kind}'s class, VALUE as JSON or plain text; repeatable",
+        )
+    add("--ema", type=float, metavar="DECAY", help="use the moving average of the weights, with this decay per step (such as 0.999)")
+
+
+def _add_batches(group: Any) -> None:
+    add = group.add_argument
+    add("--steps-per-epoch", type=int, help="shorten the epochs, so that the state is saved more often")
+    add("--learning-rate", type=float, help="highest learning rate")
+    add("--weight-decay", type=float)
+    add("--backbone-factor", type=float, help="factor of the backbone's learning rate")
+    add("--flip", action="store_true", default=None, help="mirror training photos at random")
+    add(
+        "--augment",
+        nargs="?",
+        const="fashion_iq_2020",
+        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale; _legacy: nearest neighbour), val (mirror, "
+        "random crop) or val_mirror",
+    )
+
+
+def _add_devices(group: Any) -> None:
+    add = group.add_argument
+    add("--seed", type=int, default=0)
+    add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
+    add("--patience", type=int, help="stop after this many epochs without improvement on the evaluated split")
+    add("--strategy", default="none", help="none, or mirrored to spread each batch over all GPUs")
+    add("--devices", type=_names, metavar="A,B", help="devices of the mirrored strategy, such as gpu:0,gpu:1 or cpu:0,cpu:1")
+    add("--precision", default="auto", help="auto, float32, mixed_float16, mixed_bfloat16; auto is mixed on GPUs")
+    add("--deterministic", action="store_true", help="only operations with repeatable results (slower)")
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
+    add("--split", help="split to evaluate (default: val, or test where there is no val)")
+    add("--evaluate-every", type=int, default=1, metavar="N", help="evaluate after every Nth epoch")
+    add("--cache", metavar="DIR", help="where features of frozen backbones are kept (default: ~/.cache/tf-fashion/features)")
+    add(
+        "--skip-bad-images",
+        action="store_true",
+        help="leave out pictures that are missing or unreadable instead of stopping; the result says so",
+    )
+    add("--overwrite", action="store_true", help="replace another run in --out")
+    add("--tensorboard", action="store_true", help="write TensorBoard logs (pip install 'tf-fashion[tensorboard]')")
+    add("--no-report", dest="report", action="store_false", help="no sheet.png and report.html")
+    add("--no-export", dest="export", action="store_false", help="no SavedModel")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+
+
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """All options of `train composed`."""
     add_data_arguments(parser)
@@ -95,22 +173,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="NAME=VALUE",
             help=f"argument of the {kind}'s class, VALUE as JSON or plain text; repeatable",
         )
-    add(
-        "--backbone",
-        help="image network; `tf-fashion list backbones` names them; saved_model:DIR takes a TF-Hub model or another SavedModel",
-    )
-    add(
-        "--weights",
-        metavar="FILE",
-        help="pretrained weights of the backbone: a Keras weights file, or 'imagenet' to let Keras fetch its own",
-    )
-    add("--freeze-backbone", action="store_true", help="do not train the backbone; its features are computed once and cached")
-    add("--image-size", type=int, metavar="PIXELS", help="side of the squares that the backbone sees")
-    add("--resize", help="how photos become squares: squash (default), pad, crop, target_pad, square_pad")
-    add("--interpolation", help="bilinear (default), bicubic, nearest, or bilinear_tf1 as TensorFlow 1 resized")
-    add("--taps", type=_names, metavar="A,B", help="feature maps that are used: stage1 (fine) ... stage5 (deep), or low, mid, high")
-    add("--pooling", help="avg, max, gem or avg_max")
-    add("--descriptors", type=_names, metavar="A,B", help="weight-free descriptors beside the backbone: colour, shape ('' for none)")
+    _add_backbone(group)
     add("--text-encoder", help="gru, lstm, lstm_gru, bigru, bilstm, swem")
     add("--dim", type=int, help="width of the embeddings")
     add("--word-dim", type=int, help="width of the word vectors")
@@ -209,61 +272,155 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the learning rate: cosine (default), constant, step (a tenth after half the steps), or warmup_step (FashionIQ 2020: "
         "--learning-rate is for 16 triplets)",
     )
-    for kind in ("optimizer", "schedule"):
-        add(
-            f"--{kind}-option",
-            dest=f"{kind}_options",
-            action=_Option,
-            metavar="NAME=VALUE",
-            help=f"argument of the {kind}'s class, VALUE as JSON or plain text; repeatable",
-        )
-    add("--ema", type=float, metavar="DECAY", help="use the moving average of the weights, with this decay per step (such as 0.999)")
+    _add_optimizer(group)
     add("--l2-penalty", type=float, help="penalty on convolution and dense kernels as a part of the loss (VAL: 4e-5)")
     add("--epochs", type=int)
     add("--train-steps", type=int, metavar="N", help="optimizer steps of the whole run, in place of --epochs (whole epochs are run)")
     add("--batch-size", type=int, help="triplets per step, over all replicas")
-    add("--steps-per-epoch", type=int, help="shorten the epochs, so that the state is saved more often")
-    add("--learning-rate", type=float, help="highest learning rate")
-    add("--weight-decay", type=float)
-    add("--backbone-factor", type=float, help="factor of the backbone's learning rate")
-    add("--flip", action="store_true", default=None, help="mirror training photos at random")
-    add(
-        "--augment",
-        nargs="?",
-        const="fashion_iq_2020",
-        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale; _legacy: nearest neighbour), val (mirror, "
-        "random crop) or val_mirror",
-    )
+    _add_batches(group)
     add(
         "--legacy-triple-pass",
         action="store_true",
         default=None,
         help="show the backbone reference photos twice per step, as the FashionIQ 2020 entry does",
     )
-    add("--seed", type=int, default=0)
-    add("--select", default="last", help="which weights are kept: last, or best on the evaluated split (then its number is optimistic)")
-    add("--patience", type=int, help="stop after this many epochs without improvement on the evaluated split")
-    add("--strategy", default="none", help="none, or mirrored to spread each batch over all GPUs")
-    add("--devices", type=_names, metavar="A,B", help="devices of the mirrored strategy, such as gpu:0,gpu:1 or cpu:0,cpu:1")
-    add("--precision", default="auto", help="auto, float32, mixed_float16, mixed_bfloat16; auto is mixed on GPUs")
-    add("--deterministic", action="store_true", help="only operations with repeatable results (slower)")
+    _add_devices(group)
     group = parser.add_argument_group("evaluation and files")
     add = group.add_argument
     add("--protocol", help="named protocol (default: the dataset's usual one); `tf-fashion list protocols` explains them")
-    add("--split", help="split to evaluate (default: val, or test where there is no val)")
-    add("--evaluate-every", type=int, default=1, metavar="N", help="evaluate after every Nth epoch")
-    add("--cache", metavar="DIR", help="where features of frozen backbones are kept (default: ~/.cache/tf-fashion/features)")
-    add(
-        "--skip-bad-images",
-        action="store_true",
-        help="leave out pictures that are missing or unreadable instead of stopping; the result says so",
-    )
+    _add_files(group)
     add("--black-bad-images", action="store_true", help="missing and unreadable pictures count as black ones (FashionIQ 2020)")
-    add("--overwrite", action="store_true", help="replace another run in --out")
-    add("--tensorboard", action="store_true", help="write TensorBoard logs (pip install 'tf-fashion[tensorboard]')")
-    add("--no-report", dest="report", action="store_false", help="no sheet.png and report.html")
-    add("--no-export", dest="export", action="store_false", help="no SavedModel")
-    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+
+
+def add_dual_arguments(parser: argparse.ArgumentParser) -> None:
+    """All options of `train dual`."""
+    add = parser.add_argument
+    add(
+        "--data", required=True, metavar="DIR", help="folder in FashionGen's layout, or a shop's folder with a CSV file of descriptions"
+    )
+    add("--images", metavar="DIR", help="folder of the pictures or .npz file, if they are not in DATA")
+    add("--dataset", default="auto", help="how DATA is read: fashion_gen, text_catalogue; auto looks at its files")
+    add(
+        "--data-option",
+        dest="data_options",
+        action=_Option,
+        default={},
+        metavar="NAME=VALUE",
+        help="argument of the dataset's class (FashionGen: train, val, concepts, fathers, kb_concepts, concept_images, skip_bad_lines, "
+        "...; catalogue: csv, text_column, val_share); repeatable",
+    )
+    add("--groups", metavar="CSV[:COLUMN]", help="what each picture shows, for the protocol `sample` (default: what DATA says)")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for everything the run leaves; the same command continues an interrupted run",
+    )
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add(
+        "--preset",
+        default="auto",
+        help="where options that are not given come from: frozen (pretrained backbone, features cached; fast on a CPU), scratch (a "
+        "tiny CLIP without pretrained weights), finetune (a published CLIP trained along; for GPUs), fashion_klip and "
+        "fashion_klip_original (the released FashionKLIP, without and with its mistakes), siglip; `tf-fashion list presets` shows "
+        "them; auto goes by --weights and --freeze-backbone",
+    )
+    add("--clip", help="both towers are CLIP's, of these sizes: tiny, ViT-B/32, ViT-B/16, ViT-L/14, or a configuration file (.json)")
+    add(
+        "--bpe",
+        metavar="FILE",
+        help="CLIP's vocabulary (bpe_simple_vocab_16e6.txt.gz); without one, byte pairs are learned from the training texts",
+    )
+    add("--bpe-size", type=int, help="tokens of a learned vocabulary (default 4096)")
+    add("--context-length", type=int, help="longest text in tokens (default: the configuration's)")
+    _add_backbone(group)
+    add("--text-encoder", help="gru, lstm, lstm_gru, bigru, bilstm, swem, or clip (of the sizes of --clip)")
+    add(
+        "--text-option",
+        dest="text_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="argument of the text encoder's class, VALUE as JSON or plain text; repeatable",
+    )
+    add("--dim", type=int, help="width of the embeddings (with --clip: the configuration's)")
+    add("--word-dim", type=int, help="width of the word vectors")
+    add("--text-units", type=int, help="width of recurrent text layers (default: DIM)")
+    add("--text-dropout", type=float, help="share of text features dropped in training")
+    add("--tokens", help="how texts become words: strip_punct (default) or treebank (punctuation marks are words)")
+    add("--projection", help="from image features to embeddings: linear, mlp or none")
+    add("--feature-norm", action="store_true", default=None, help="batch normalisation before the projection")
+    add("--feature-dropout", type=float, help="share of image features dropped in training")
+    add("--init-from", metavar="FILE", help="model.keras of another run with the same options: training begins with its weights")
+    group = parser.add_argument_group("objective")
+    add = group.add_argument
+    add(
+        "--loss",
+        help="batch_classification (default: CLIP's, both directions), chunked_infonce (the same with little memory), or sigmoid "
+        "(SigLIP's)",
+    )
+    add(
+        "--loss-option",
+        dest="loss_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="argument of the loss' class, VALUE as JSON or plain text; repeatable",
+    )
+    add(
+        "--same-pairs",
+        help="pairs that belong together and are no negatives: phrases (default: same picture, same text, or same set of phrases), "
+        "text (same picture or text), none (as the originals)",
+    )
+    add("--scale", type=float, help="start of the factor of the cosines, exp(logit scale) (default 1/0.07)")
+    add("--bias", type=float, help="start of the sigmoid loss' bias (SigLIP: -10)")
+    add(
+        "--concept-loss",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="FashionKLIP's concept-visual alignment: concepts of a text against pictures that stand for them",
+    )
+    add(
+        "--concept-option",
+        dest="concept_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="argument of the concept loss: top, keep_negative, mask_same_concept, original_padding, original_transposed, chunk_size",
+    )
+    add("--concept-weighting", help="adaptive (default: a fifth of the contrastive loss), original (the same, not clipped) or fixed")
+    add("--concept-weight", type=float, help="factor of the concept loss under --concept-weighting fixed")
+    add("--concept-start", type=int, metavar="EPOCHS", help="epochs with the contrastive loss alone (the original's finetune-only: 10)")
+    add("--concept-slots", type=int, help="concepts per text (default 5)")
+    add("--concept-sources", help="data (default) or data+kb: concepts of the knowledge base in further slots")
+    add("--concept-candidates", type=int, metavar="N", help="nearest pictures that a concept's prototypes are chosen from (20)")
+    add("--concept-prototypes", type=int, metavar="N", help="prototypes of a concept (10)")
+    add("--concept-diversity", type=float, help="weight of diversity in that choice (0.8)")
+    for name, what in (
+        ("original-selection", "add fathers of concepts only if all of them fit, grandfathers never, as in the released FashionKLIP"),
+        ("swap-father-maps", "take the fathers of each vocabulary's concepts from the other one, as in the released FashionKLIP"),
+        ("original-truncation", "cut long texts without an end token, as in the released FashionKLIP (all get one embedding)"),
+    ):
+        add(f"--{name}", action="store_true", default=None, help=what)
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--optimizer", help="adamw (default) or adam")
+    add("--schedule", help="of the learning rate: cosine (default), constant, or step (a tenth after half the steps)")
+    _add_optimizer(group)
+    add("--epochs", type=int)
+    add("--batch-size", type=int, help="pairs per step, over all replicas")
+    add(
+        "--global-batch",
+        type=int,
+        metavar="N",
+        help="pairs per step, of which --batch-size go through the towers at a time: the gradient is that of N pairs, the memory that "
+        "of --batch-size (gradient caching)",
+    )
+    _add_batches(group)
+    _add_devices(group)
+    group = parser.add_argument_group("evaluation and files")
+    group.add_argument(
+        "--protocol", help="full (default), sample (1 right and 99 wrong ones of the same sub-category), sample-101, subset-1k"
+    )
+    _add_files(group)
 
 
 def config_of(kind: type, args: argparse.Namespace) -> Any:
@@ -352,6 +509,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_training_arguments(composed)
     composed.set_defaults(run=_train_composed)
+
+    dual = _parser(
+        train,
+        "dual",
+        "text <-> photo",
+        "Trains a dual encoder: texts find photos and photos find texts (CLIP, FashionKLIP, or any image and text encoder).\n"
+        "Writes to --out: model.keras, export/ (SavedModel), metrics.json, history.csv, sheet.png, report.html\n\n"
+        "  tf-fashion train dual --data wardrobe-fashion_gen --out runs/first\n"
+        "  tf-fashion train dual --data fashion_gen --images photos --weights imagenet --freeze-backbone --concept-loss --out runs/2\n"
+        "  tf-fashion train dual --data fashion_gen --preset fashion_klip --weights ViT-B-32.pt --bpe bpe_simple_vocab_16e6.txt.gz "
+        "--out runs/klip",
+    )
+    add_dual_arguments(dual)
+    dual.set_defaults(run=_train_dual)
 
     tune = _parser(verbs, "tune", "search for good settings", "Search for good settings.").add_subparsers(
         dest="what", metavar="WHAT", required=True
@@ -543,6 +714,31 @@ def build_parser() -> argparse.ArgumentParser:
     published.add_argument("--manifest", metavar="FILE", help="the list to read (default: pretrained/manifest.json)")
     published.set_defaults(run=_weights_list)
 
+    concepts = _parser(verbs, "concepts", "phrases of captions as concepts", "Look after concepts.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    mine = _parser(
+        concepts,
+        "mine",
+        "find the concepts of one's own captions",
+        "Finds noun phrases that occur often enough and what each is a kind of, and writes the files that FashionGen's layout has:\n"
+        "texts with their phrases, concepts, fathers of concepts. It needs the extra `concepts`; an installed spaCy model is used.\n\n"
+        "  tf-fashion concepts mine shop.csv --column description --out concepts\n"
+        "  tf-fashion concepts mine fashion_gen --kb fashion_kb/icbu_concepts_queries.jsonl --out concepts",
+    )
+    mine.add_argument("source", metavar="SRC", help="folder of a dataset of pictures and texts, a .jsonl file or a .csv file")
+    mine.add_argument("--out", required=True, metavar="DIR", help="folder for the files; older ones are replaced")
+    mine.add_argument("--column", help="key or column of the texts in a file (default: query_text, description, text, ...)")
+    mine.add_argument("--split", default="train", help="split of a dataset")
+    mine.add_argument("--name", default="mined", help="first part of the files' names")
+    mine.add_argument("--tagger", default="auto", help="spacy, textblob, or auto: spacy if it has an English model")
+    mine.add_argument("--min-count", type=int, default=2, metavar="N", help="captions that a phrase has to occur in")
+    mine.add_argument("--max-words", type=int, default=6, metavar="N", help="words that a phrase may have")
+    mine.add_argument("--max-concepts", type=int, metavar="N", help="keep only the most frequent")
+    mine.add_argument("--kb", metavar="FILE", help="second vocabulary (..._concepts_queries.jsonl) for match_phrases")
+    mine.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    mine.set_defaults(run=_concepts_mine)
+
     listing = _parser(verbs, "list", "names that other verbs take", "Lists what can be named elsewhere.")
     listing.add_argument("kind", choices=("backbones", "composers", "datasets", "losses", "presets", "protocols", "text-encoders"))
     listing.set_defaults(run=_list)
@@ -583,6 +779,21 @@ def _train_composed(args: argparse.Namespace) -> int:
     from tf_fashion.training.composed import train_composed
 
     train_composed(training_config(args))
+    return 0
+
+
+def dual_config(args: argparse.Namespace) -> Any:
+    """The `DualConfig` of parsed arguments."""
+    from tf_fashion.training.dual_config import DualConfig
+
+    return config_of(DualConfig, args)
+
+
+def _train_dual(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual import train_dual
+
+    train_dual(dual_config(args))
     return 0
 
 
@@ -712,6 +923,24 @@ def _weights_list(args: argparse.Namespace) -> int:
             if key == "sha256" and value is None:
                 value = "not verified"
             print(f"  {key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return 0
+
+
+def _concepts_mine(args: argparse.Namespace) -> int:
+    from tf_fashion.datasets.concept_mining import mine_concepts, read_captions, write_mined
+    from tf_fashion.datasets.concepts import ConceptVocabulary, vocabulary_summary
+
+    records = read_captions(args.source, args.column, args.split)
+    kb = ConceptVocabulary.read(Path(args.kb)) if args.kb else None
+    texts = (record.text for record in records)
+    mined = mine_concepts(texts, args.tagger, args.min_count, args.max_words, args.max_concepts, kb, args.progress)
+    written = write_mined(args.out, records, mined, args.name)
+    found = vocabulary_summary(mined.vocabulary)
+    covered = sum(bool(phrases) for phrases in mined.phrases)
+    print(f"{found['concepts']} concepts, {found['with_father']} with a father, in {covered} of {len(records)} texts. Written:")
+    print("\n".join(f"  {path}" for path in written))
+    if len(written) < 3:
+        print("The texts are not written, as some do not say which picture they belong to (item_ids, or a column id).")
     return 0
 
 

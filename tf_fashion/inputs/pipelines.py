@@ -212,9 +212,22 @@ class PhotoSource:
         return gather
 
 
-def _mix(seed: int, stream: int) -> int:
+def stream_seed(seed: int, stream: int) -> int:
     """A 31-bit number from a seed and the name of a stream."""
     return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def epoch_order(order_seed: int, epoch: tf.Tensor, n: Any, count: int) -> tf.Tensor:
+    """The first `count` places of a random order of `n`, int32; a function of seed and epoch."""
+    keys = tf.random.stateless_uniform((n,), tf.stack([tf.constant(order_seed, tf.int64), epoch]))
+    return tf.argsort(keys, stable=True)[:count]
+
+
+def picture_seeds(image_seed: int, batch_number: tf.Tensor, count: int, role: int = 0, roles: int = 1) -> tf.Tensor:
+    """A seed int32 `(count, 2)` for every picture of every batch of a run."""
+    places = tf.range(count) * roles + role
+    base = tf.cast(batch_number % 1_000_000_007, tf.int32)
+    return tf.stack([tf.fill((count,), base), image_seed // 2 + places], axis=1)
 
 
 def training_batches(
@@ -283,7 +296,7 @@ def training_batches(
         return columns
 
     gather = source.gatherer()
-    order_seed, text_seed, image_seed = (_mix(seed, stream) for stream in range(3))
+    order_seed, text_seed, image_seed = (stream_seed(seed, stream) for stream in range(3))
     example = columns_of(table)
     names = list(example)
     kinds = dict.fromkeys(names, tf.int64) | {"captions": tf.string, "description": tf.string, "embedding": tf.float32}
@@ -301,8 +314,7 @@ def training_batches(
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         columns = columns_in(epoch)
-        keys = tf.random.stateless_uniform((tf.shape(columns["label"])[0],), tf.stack([tf.constant(order_seed, tf.int64), epoch]))
-        order = tf.argsort(keys, stable=True)[:count]
+        order = epoch_order(order_seed, epoch, tf.shape(columns["label"])[0], count)
         chosen = {name: tf.gather(column, order) for name, column in columns.items()}
         parts = {name: tf.reshape(x, (steps, batch_size, *x.shape[1:])) for name, x in chosen.items()}
         return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), tf.range(steps, dtype=tf.int64), parts))
@@ -325,10 +337,7 @@ def training_batches(
         if tokenizer.legacy_markers:
             inputs["text"], inputs["text_lengths"] = tokenizer(texts, return_lengths=True)
         for number, role in enumerate(("reference", "target")):
-            # A seed of its own for every picture of every epoch.
-            places = tf.range(batch_size) * 2 + number
-            base = tf.cast((epoch * steps + step) % 1_000_000_007, tf.int32)
-            seeds = tf.stack([tf.fill((batch_size,), base), image_seed // 2 + places], axis=1)
+            seeds = picture_seeds(image_seed, epoch * steps + step, batch_size, number, 2)
             inputs[f"{role}_{source.suffix}"] = gather(rows[role], seeds)
         if described:
             inputs |= {"target_text": tokenizer(rows["description"]), "target_text_label": rows["description_label"]}

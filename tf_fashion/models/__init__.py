@@ -1,5 +1,6 @@
 """The trainable models: plain `keras.Model`s on shared encoders."""
 
 from tf_fashion.models.composed import ComposedRetriever, load_composed
+from tf_fashion.models.dual import DualEncoder, load_dual
 
-__all__ = ["ComposedRetriever", "load_composed"]
+__all__ = ["ComposedRetriever", "DualEncoder", "load_composed", "load_dual"]

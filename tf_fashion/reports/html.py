@@ -124,7 +124,7 @@ def _row(row: SheetRow, columns: int, tile: int) -> dict[str, Any]:
                 "id": row.result_ids[place],
                 "score": None if row.scores is None else f"{row.scores[place]:.3f}",
                 "rank": place + 1,
-                "target": place == row.target,
+                "target": row.is_right(place),
             }
         )
     verdict = row.verdict(columns)

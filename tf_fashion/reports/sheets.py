@@ -39,6 +39,7 @@ class SheetRow:
         target_rank: The right answer's rank (from 1) in the whole gallery, if known.
         reference_id: Id of the query picture, shown if the picture cannot be.
         note: A few words, such as the category.
+        also_right: Positions in `results` of further right answers, where there are several.
     """
 
     reference: str | Path | None
@@ -50,6 +51,7 @@ class SheetRow:
     target_rank: int | None = None
     reference_id: str = ""
     note: str = ""
+    also_right: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if len(self.results) != len(self.result_ids):
@@ -58,6 +60,10 @@ class SheetRow:
             raise UsageError(f"A sheet row has {len(self.results)} pictures but {len(self.scores)} scores.")
         if self.target is not None and not 0 <= self.target < len(self.results):
             raise UsageError(f"The target position {self.target} is outside the row's {len(self.results)} results (use None).")
+
+    def is_right(self, place: int) -> bool:
+        """Whether a position in `results` is a right answer."""
+        return place == self.target or place in self.also_right
 
     def verdict(self, columns: int) -> str:
         """Where the right answer is, in words, for a sheet that shows `columns` results; empty if nothing is known."""
@@ -100,7 +106,9 @@ def retrieval_sheet(
     big, normal, small = (load_font(size) for size in (20, 14, 11))
     margin, gap, text_width = 24, 10, max(170, int(tile * 1.5))
     label = 34 if show_ids or any(row.scores is not None for row in rows) else 20
-    first = margin + tile + 14 + text_width + 14
+    # Queries by words alone need no room for a picture.
+    words = margin + tile + 14 if any(row.reference is not None for row in rows) else margin
+    first = words + text_width + 14
     width = first + columns * (tile + gap) - gap + margin
     lines = wrap(protocol, small, width - 2 * margin) if protocol else []
     top = margin + 32 + 17 * len(lines) + 14
@@ -117,8 +125,8 @@ def retrieval_sheet(
         if row.reference is not None:
             _tile(sheet, draw, (margin, y), tile, row.reference, row.reference_id, small)
             draw.rectangle((margin - 2, y - 2, margin + tile + 1, y + tile + 1), outline=_BLUE, width=2)
-        draw.text((margin, y + tile + 4), "query" + (f" · {row.note}" if row.note else ""), font=small, fill=_BLUE)
-        x = margin + tile + 14
+            draw.text((margin, y + tile + 4), "query" + (f" · {row.note}" if row.note else ""), font=small, fill=_BLUE)
+        x = words
         for number, line in enumerate(text):
             draw.text((x, y + 20 * number), line, font=normal, fill=_INK)
         verdict = row.verdict(columns)
@@ -128,7 +136,7 @@ def retrieval_sheet(
         for place in range(min(columns, len(row.results))):
             x = first + place * (tile + gap)
             _tile(sheet, draw, (x, y), tile, row.results[place], row.result_ids[place], small)
-            right = place == row.target
+            right = row.is_right(place)
             if right:
                 draw.rectangle((x - 4, y - 4, x + tile + 3, y + tile + 3), outline=_GREEN, width=4)
             caption = f"{place + 1}" + ("  target" if right else "")

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import write_json
 from tf_fashion.inputs.images import safe_decode_batch
-from tf_fashion.models import ComposedRetriever
+from tf_fashion.models import ComposedRetriever, DualEncoder
 
 
 def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
@@ -54,27 +54,25 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
         images, valid = safe_decode_batch(image_bytes, spec)
         return {"embedding": model.embed_image(images), "valid": valid}
 
+    text = tf.TensorSpec((None,), tf.string, name="text")
+    endpoints = {"serving_default": (query, [_IMAGE_BYTES, text]), "embed_image": (gallery, [_IMAGE_BYTES])}
+    notes = {"kind": "composed", "dim": model.dim, "image_spec": spec.to_config(), "caption_style": model.caption_style}
+    return _write(model, folder, endpoints, {**notes, **(record or {})})
+
+
+_IMAGE_BYTES = tf.TensorSpec((None,), tf.string, name="image_bytes")
+
+
+def _write(model: keras.Model, folder: Path, endpoints: dict[str, tuple[Any, list[tf.TensorSpec]]], record: dict[str, Any]) -> Path:
+    """Writes a SavedModel with some signatures, complete or not at all."""
     archive = keras.export.ExportArchive()
     archive.track(model)
-    named = {
-        "image_bytes": tf.TensorSpec((None,), tf.string, name="image_bytes"),
-        "text": tf.TensorSpec((None,), tf.string, name="text"),
-    }
-    archive.add_endpoint("serving_default", query, input_signature=[named["image_bytes"], named["text"]])
-    archive.add_endpoint("embed_image", gallery, input_signature=[named["image_bytes"]])
+    for name, (function, signature) in endpoints.items():
+        archive.add_endpoint(name, function, input_signature=signature)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         archive.write_out(str(temporary / "model"), verbose=False)
-        write_json(
-            temporary / "model" / "tf_fashion.json",
-            {
-                "kind": "composed",
-                "dim": model.dim,
-                "image_spec": spec.to_config(),
-                "caption_style": model.caption_style,
-                **(record or {}),
-            },
-        )
+        write_json(temporary / "model" / "tf_fashion.json", record)
         old = temporary / "old"
         if folder.exists():
             os.replace(folder, old)
@@ -84,11 +82,48 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
     return folder
 
 
-class ExportedRetriever:
-    """An exported composed retriever, called in-process.
+def export_dual(model: DualEncoder, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes a SavedModel of a dual encoder, complete or not at all.
+
+    Signatures (names are those of the REST and gRPC interfaces of TensorFlow Serving):
+        `serving_default`: `text` string `(batch,)` -> `embedding` float32 `(batch, dim)`.
+        `embed_image`: `image_bytes` string `(batch,)` -> `embedding` float32 `(batch, dim)`, `valid` bool `(batch,)`.
+
+    An undecodable photo does not fail the batch: its row has `valid` false and the embedding of a black picture. Embeddings have
+    length one; texts and photos are compared by dot product.
 
     Args:
-        folder: What `export_composed` wrote.
+        model: With a tokenizer.
+        folder: Target; what an earlier export left there is replaced at the end.
+        record: JSON-able facts that are written beside the model as `tf_fashion.json`.
+
+    Raises:
+        UsageError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    spec = model.image_encoder.image_spec
+
+    def embed_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": model.embed_text(model.token_ids(text))}
+
+    def embed_image(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        return {"embedding": model.embed_image(images), "valid": valid}
+
+    text = tf.TensorSpec((None,), tf.string, name="text")
+    endpoints = {"serving_default": (embed_text, [text]), "embed_image": (embed_image, [_IMAGE_BYTES])}
+    notes = {"kind": "dual", "dim": model.dim, "image_spec": spec.to_config(), "scale": float(model.scale())}
+    return _write(model, folder, endpoints, {**notes, **(record or {})})
+
+
+class _Exported:
+    """A SavedModel of ours, called in-process.
+
+    Args:
+        folder: What an export function wrote.
 
     Raises:
         UsageError: there is no such export.
@@ -101,17 +136,29 @@ class ExportedRetriever:
                 f"{self.folder}: no SavedModel there. Make one with: tf-fashion export --model MODEL.keras --out {self.folder}"
             )
         self._loaded = tf.saved_model.load(str(self.folder))
-        self._query = self._loaded.signatures["serving_default"]
-        self._gallery = self._loaded.signatures["embed_image"]
+        self._default = self._loaded.signatures["serving_default"]
+        self._image = self._loaded.signatures["embed_image"]
         record = self.folder / "tf_fashion.json"
         self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
-    def embed_query(self, photos: Sequence[bytes], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings `(n, dim)` of photos with sentences, and whether each photo was readable."""
-        result = self._query(image_bytes=tf.constant(list(photos)), text=tf.constant(list(texts)))
-        return result["embedding"].numpy(), result["valid"].numpy()
-
     def embed_image(self, photos: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings `(n, dim)` of gallery photos, and whether each was readable."""
-        result = self._gallery(image_bytes=tf.constant(list(photos)))
+        result = self._image(image_bytes=tf.constant(list(photos)))
         return result["embedding"].numpy(), result["valid"].numpy()
+
+
+class ExportedRetriever(_Exported):
+    """An exported composed retriever; arguments and errors as of any export."""
+
+    def embed_query(self, photos: Sequence[bytes], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings `(n, dim)` of photos with sentences, and whether each photo was readable."""
+        result = self._default(image_bytes=tf.constant(list(photos)), text=tf.constant(list(texts)))
+        return result["embedding"].numpy(), result["valid"].numpy()
+
+
+class ExportedDualEncoder(_Exported):
+    """An exported dual encoder; arguments and errors as of any export."""
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings `(n, dim)` of texts."""
+        return self._default(text=tf.constant(list(texts)))["embedding"].numpy()

@@ -105,6 +105,7 @@ class RunConfig:
     deterministic: bool = False
     cache: str | None = None
     skip_bad_images: bool = False
+    black_bad_images: bool = False
     overwrite: bool = False
     tensorboard: bool = False
     progress: bool = True
@@ -210,7 +211,6 @@ class ComposedConfig(RunConfig):
     train_steps: FromPreset = None
     l2_penalty: FromPreset = None
     legacy_triple_pass: FromPreset = None
-    black_bad_images: bool = False
 
     def resolved(self) -> ComposedConfig:
         """The same with the preset's values filled in.

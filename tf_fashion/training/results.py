@@ -17,8 +17,10 @@ from tf_fashion.reports.curves import read_history
 from tf_fashion.reports.html import write_report
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import val_log
+from tf_fashion.retrieval.dual_protocol import DualProtocol
 from tf_fashion.retrieval.protocol import Protocol
 from tf_fashion.retrieval.search import squared_distances, top_k
+from tf_fashion.training.dual_evaluation import DualEvaluation
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder
 
 SHOWN = 8
@@ -149,3 +151,47 @@ def write_results(
     history = read_history(out / "history.csv") if (out / "history.csv").exists() else None
     maps = word_maps(results, dataset, embedder, seed=seed) if embedder is not None else []
     write_report(out / "report.html", metrics, title=title, summary=summary, history=history, rows=rows, columns=SHOWN, words=maps)
+
+
+def dual_rows(evaluation: DualEvaluation, paths: Mapping[str, Path], count: int = 12, seed: int = 0) -> list[SheetRow]:
+    """A random choice of texts with the best `SHOWN` pictures: not the best ones, an honest sample."""
+    random = np.random.default_rng(seed)
+    chosen = np.sort(random.permutation(len(evaluation.texts))[:count])
+    scores, found = top_k(evaluation.text_embeddings[chosen], evaluation.image_embeddings, min(SHOWN, len(evaluation.image_ids)))
+    place = {image_id: number for number, image_id in enumerate(evaluation.image_ids)}
+    rows = []
+    for q, query_scores, positions in zip(chosen, scores, found, strict=True):
+        ids = [evaluation.image_ids[position] for position in positions]
+        right = [number for number, image_id in enumerate(ids) if image_id in evaluation.answers[q]]
+        similarities = evaluation.image_embeddings @ evaluation.text_embeddings[q]
+        best = similarities[[place[image_id] for image_id in evaluation.answers[q]]].max()
+        rows.append(
+            SheetRow(
+                reference=None,
+                sentence=evaluation.texts[q],
+                results=[paths.get(image_id) for image_id in ids],
+                result_ids=ids,
+                scores=[float(score) for score in query_scores],
+                target=right[0] if right else None,
+                target_rank=int((similarities > best).sum()) + 1,
+                also_right=right[1:],
+            )
+        )
+    return rows
+
+
+def write_dual_results(
+    out: Path,
+    metrics: dict[str, Any],
+    evaluation: DualEvaluation,
+    paths: Mapping[str, Path],
+    protocol: DualProtocol,
+    title: str,
+    summary: str,
+    seed: int = 0,
+) -> None:
+    """Writes `sheet.png` and `report.html` (with the curves of `history.csv` where there is one) into `out`."""
+    rows = dual_rows(evaluation, paths, seed=seed)
+    retrieval_sheet(out / "sheet.png", rows, title=title, protocol=protocol.describe(), columns=SHOWN)
+    history = read_history(out / "history.csv") if (out / "history.csv").exists() else None
+    write_report(out / "report.html", metrics, title=title, summary=summary, history=history, rows=rows, columns=SHOWN)

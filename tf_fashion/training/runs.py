@@ -300,7 +300,7 @@ class TrainingRun:
         if not bad:
             return
         self._bad += bad
-        if getattr(self.config, "black_bad_images", False):
+        if self.config.black_bad_images:
             write_bad_images(self.out / "bad_images.csv", self._bad)
             self.say(f"{len(bad)} pictures cannot be read and count as black ones (listed in {self.out / 'bad_images.csv'}).")
             return
