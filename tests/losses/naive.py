@@ -14,20 +14,68 @@ def _softplus(x: float) -> float:
     return float(np.logaddexp(0.0, x))
 
 
-def batch_classification(labels, query, target, mask=True, smoothing=0.0, direction="query_to_target", scale=1.0) -> float:
+def batch_classification(labels, query, target, mask=True, smoothing=0.0, direction="query_to_target", scale=1.0, share=False) -> float:
     query, target = query.astype(np.float64), target.astype(np.float64)
     if direction == "both":
         ways = ("query_to_target", "target_to_query")
-        return float(np.mean([batch_classification(labels, query, target, mask, smoothing, way, scale) for way in ways]))
+        return float(np.mean([batch_classification(labels, query, target, mask, smoothing, way, scale, share) for way in ways]))
     rows, columns = (query, target) if direction == "query_to_target" else (target, query)
     losses = []
     for i in range(len(rows)):
-        competing = [j for j in range(len(columns)) if j == i or not (mask and labels[j] == labels[i])]
+        competing = [j for j in range(len(columns)) if share or j == i or not (mask and labels[j] == labels[i])]
+        right = [j for j in competing if j == i or (share and labels[j] == labels[i])]
         logits = {j: scale * float(rows[i] @ columns[j]) for j in competing}
-        wanted = {j: smoothing / len(competing) + (1.0 - smoothing) * (j == i) for j in competing}
+        wanted = {j: smoothing / len(competing) + (1.0 - smoothing) * (j in right) / len(right) for j in competing}
         lse = _log_sum_exp(list(logits.values()))
         losses.append(sum(wanted[j] * (lse - logits[j]) for j in competing))
     return float(np.mean(losses))
+
+
+def sigmoid(labels, query, target, bias=0.0, same_label="ignore") -> float:
+    losses = []
+    for i in range(len(query)):
+        losses.append(0.0)
+        for j in range(len(target)):
+            logit = float(query[i].astype(np.float64) @ target[j].astype(np.float64)) + bias
+            if i == j or (labels[i] == labels[j] and same_label == "positive"):
+                losses[-1] += _softplus(-logit)
+            elif labels[i] != labels[j] or same_label == "negative":
+                losses[-1] += _softplus(logit)
+    return float(np.mean(losses))
+
+
+def concept(image, text, prototypes, valid, scale, top=5, keep_negative=False, ids=None) -> float:
+    """FashionKLIP's concept loss with padding left out; `ids` for concepts that are not each other's negatives."""
+    image, text, prototypes = (x.astype(np.float64) for x in (image, text, prototypes))
+    slots = []
+    for c in range(text.shape[1]):
+        rows = [b for b in range(len(image)) if valid[b, c]]
+        values, vectors = np.zeros((len(image), top)), np.zeros((len(image), top, image.shape[1]))
+        for b in rows:
+            similarities = prototypes[b, c] @ image[b]
+            order = np.argsort(-similarities, kind="stable")[:top]
+            values[b], vectors[b] = similarities[order], prototypes[b, c, order]
+        if not keep_negative:
+            values = np.maximum(values, 0.0)
+        if len(rows) < 2 or not values.any():
+            continue
+        norms = np.sqrt((values**2).sum(axis=0))
+        weights = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+        slot = 0.0
+        for r in range(top):
+            if not weights[:, r].any():
+                continue
+            both = 0.0
+            there = [b for b in rows if vectors[b, r].any()]
+            for b in rows:
+                rivals = [k for k in rows if k == b or ids is None or ids[k, c] != ids[b, c]]
+                own = scale * float(vectors[b, r] @ text[b, c])
+                forth = _log_sum_exp([scale * float(vectors[b, r] @ text[k, c]) for k in rivals]) - own
+                back = _log_sum_exp([scale * float(vectors[k, r] @ text[b, c]) for k in rivals if k in there or k == b]) - own
+                both += weights[b, r] * (forth + back) / 2
+            slot += weights[:, r].sum() / weights.sum() * both / weights[:, r].sum()
+        slots.append(slot)
+    return float(np.mean(slots)) if slots else 0.0
 
 
 def _distance(a, b, metric) -> float:

@@ -13,23 +13,24 @@ from tf_fashion.losses.base import HUGE, LOSSES, GlobalBatch, MatchingLoss, all_
 DIRECTIONS = ("query_to_target", "target_to_query", "both")
 
 
-def cross_entropy_rows(logits: Any, own: Any, excluded: Any = None, smoothing: float = 0.0) -> Any:
-    """Cross-entropy of every row against its own column.
+def cross_entropy_rows(logits: Any, right: Any, excluded: Any = None, smoothing: float = 0.0) -> Any:
+    """Cross-entropy of every row against its right columns.
 
     Args:
         logits: Floating `(n, m)`.
-        own: Boolean `(n, m)` with exactly one true entry per row.
+        right: Boolean `(n, m)` with one true entry per row at least; several share the target's probability evenly.
         excluded: Optional boolean `(n, m)` of the columns that do not compete.
         smoothing: Share of the target's probability that is spread evenly over the competing columns.
 
     Returns:
         Tensor `(n,)`, values >= 0.
     """
-    picked = tf.reduce_sum(tf.where(own, logits, tf.zeros_like(logits)), axis=1)
+    picked = tf.reduce_sum(tf.where(right, logits, tf.zeros_like(logits)), axis=1)
+    picked /= tf.reduce_sum(tf.cast(right, logits.dtype), axis=1)
     competing = logits if excluded is None else tf.where(excluded, tf.cast(-HUGE, logits.dtype), logits)
     losses = tf.reduce_logsumexp(competing, axis=1) - (1.0 - smoothing) * picked
     if smoothing:
-        valid = tf.ones_like(own) if excluded is None else tf.logical_not(excluded)
+        valid = tf.ones_like(right) if excluded is None else tf.logical_not(excluded)
         total = tf.reduce_sum(tf.where(valid, logits, tf.zeros_like(logits)), axis=1)
         losses -= smoothing * total / tf.reduce_sum(tf.cast(valid, logits.dtype), axis=1)
     return losses
@@ -50,6 +51,7 @@ def chunked_cross_entropy(
     mask_same_label: bool = True,
     smoothing: float = 0.0,
     both: bool = False,
+    share_targets: bool = False,
 ) -> tuple[Any, Any]:
     """Cross-entropy of all dot products without ever holding the whole matrix; exact in value and gradient.
 
@@ -59,11 +61,14 @@ def chunked_cross_entropy(
     Args:
         rows: Floating `(n, dim)`.
         columns: Floating `(m, dim)`.
-        row_keys, column_keys: Non-negative int32; a row's own column has the row's key.
-        row_labels, column_labels: Integers; with `mask_same_label` other columns of the row's label do not compete.
+        row_keys, column_keys: int32; a row's own column has the row's key. Rows and columns with negative keys compete with
+            nothing, and their own losses mean nothing; their keys must differ.
+        row_labels, column_labels: Integers; with `mask_same_label` other columns of the row's label do not compete (unless they
+            are right).
         chunk_size: Rows per chunk.
         smoothing: As for `cross_entropy_rows`.
         both: Whether the columns' losses (against all rows) are wanted as well; needs n = m.
+        share_targets: Whether all columns of the row's label are right, with equal shares of the target's probability.
 
     Returns:
         Losses of the rows `(n,)` and of the columns `(m,)`; the latter are zeros without `both`.
@@ -78,6 +83,7 @@ def chunked_cross_entropy(
         padded = tf.pad(rows, [[0, missing], [0, 0]])
         keys = tf.pad(row_keys, [[0, missing]], constant_values=-1)
         labels = tf.pad(row_labels, [[0, missing]])
+        masks = mask_same_label and not share_targets
         kind = rows.dtype
         huge = tf.cast(HUGE, kind)
 
@@ -86,62 +92,73 @@ def chunked_cross_entropy(
 
         def logits_of(index: Any) -> tuple[Any, Any, Any, Any]:
             logits = tf.matmul(part(padded, index), columns, transpose_b=True)
-            own = part(keys, index)[:, None] == column_keys[None, :]
-            valid = tf.broadcast_to((part(keys, index) >= 0)[:, None], tf.shape(logits))
-            if mask_same_label:
-                other = tf.logical_or(part(labels, index)[:, None] != column_labels[None, :], own)
-                valid = tf.logical_and(valid, other)
-            return logits, tf.where(valid, logits, -huge), own, valid
+            right = part(keys, index)[:, None] == column_keys[None, :]
+            valid = tf.logical_and((part(keys, index) >= 0)[:, None], (column_keys >= 0)[None, :])
+            if masks or share_targets:
+                same = tf.logical_or(part(labels, index)[:, None] == column_labels[None, :], right)
+                if share_targets:
+                    right = tf.logical_and(same, valid)
+                else:
+                    valid = tf.logical_and(valid, tf.logical_or(tf.logical_not(same), right))
+            return logits, tf.where(valid, logits, -huge), right, valid
 
         def zero_out(mask: Any, x: Any) -> Any:
             return tf.where(mask, x, tf.zeros_like(x))
 
-        def forward(index: Any, row_loss: Any, row_lse: Any, row_count: Any, columns_so_far: Any) -> tuple[Any, ...]:
-            logits, competing, own, valid = logits_of(index)
+        def counts(mask: Any, axis: int) -> Any:
+            return tf.reduce_sum(tf.cast(mask, kind), axis=axis)
+
+        def forward(index: Any, row_loss: Any, row_lse: Any, row_count: Any, row_right: Any, columns_so_far: Any) -> tuple[Any, ...]:
+            logits, competing, right, valid = logits_of(index)
             lse = tf.reduce_logsumexp(competing, axis=1)
-            picked = zero_out(own, logits)
-            loss = lse - (1.0 - smoothing) * tf.reduce_sum(picked, axis=1)
+            picked = zero_out(right, logits)
+            right_count = tf.maximum(counts(right, 1), 1.0) if share_targets else tf.ones_like(lse)
+            loss = lse - (1.0 - smoothing) * tf.reduce_sum(picked, axis=1) / right_count
             count = tf.zeros_like(lse)
             if smoothing:
-                count = tf.maximum(tf.reduce_sum(tf.cast(valid, kind), axis=1), 1.0)
+                count = tf.maximum(counts(valid, 1), 1.0)
                 loss -= smoothing * tf.reduce_sum(zero_out(valid, logits), axis=1) / count
             if both:
-                column_lse, column_picked, column_total, column_count = columns_so_far
+                column_lse, column_picked, column_total, column_count, column_right = columns_so_far
                 column_lse = _log_add_exp(column_lse, tf.reduce_logsumexp(competing, axis=0))
                 column_picked += tf.reduce_sum(picked, axis=0)
+                if share_targets:
+                    column_right += counts(right, 0)
                 if smoothing:
                     column_total += tf.reduce_sum(zero_out(valid, logits), axis=0)
-                    column_count += tf.reduce_sum(tf.cast(valid, kind), axis=0)
-                columns_so_far = (column_lse, column_picked, column_total, column_count)
-            writes = (row_loss.write(index, loss), row_lse.write(index, lse), row_count.write(index, count))
+                    column_count += counts(valid, 0)
+                columns_so_far = (column_lse, column_picked, column_total, column_count, column_right)
+            values = (loss, lse, count, right_count)
+            writes = [array.write(index, x) for array, x in zip((row_loss, row_lse, row_count, row_right), values, strict=True)]
             return (index + 1, *writes, columns_so_far)
 
         def array() -> tf.TensorArray:
             return tf.TensorArray(kind, size=chunks, element_shape=(chunk_size,))
 
-        start = (tf.fill([m], -huge), *(tf.zeros([m], kind) for _ in range(3)))
-        _, row_loss, row_lse, row_count, (column_lse, column_picked, column_total, column_count) = tf.while_loop(
-            lambda index, *_: index < chunks, forward, (0, array(), array(), array(), start), parallel_iterations=1
+        start = (tf.fill([m], -huge), *(tf.zeros([m], kind) for _ in range(4)))
+        _, *row_values, (column_lse, column_picked, column_total, column_count, column_right) = tf.while_loop(
+            lambda index, *_: index < chunks, forward, (0, array(), array(), array(), array(), start), parallel_iterations=1
         )
-        row_lse, row_count = row_lse.concat(), row_count.concat()
-        column_count = tf.maximum(column_count, 1.0)
-        row_losses = row_loss.concat()[:n]
+        row_losses, row_lse, row_count, row_right = (values.concat() for values in row_values)
+        column_count, column_right = tf.maximum(column_count, 1.0), tf.maximum(column_right, 1.0)
+        row_losses = row_losses[:n]
         column_losses = tf.zeros([m], kind)
         if both:
-            column_losses = column_lse - (1.0 - smoothing) * column_picked - smoothing * column_total / column_count
+            column_losses = column_lse - (1.0 - smoothing) * column_picked / column_right
+            column_losses -= smoothing * column_total / column_count
 
         def gradient(row_upstream: Any, column_upstream: Any) -> tuple[Any, Any]:
             row_upstream = tf.pad(row_upstream, [[0, missing]])
 
             def backward(index: Any, row_gradient: Any, column_gradient: Any) -> tuple[Any, Any, Any]:
-                _, competing, own, valid = logits_of(index)
+                _, competing, right, valid = logits_of(index)
                 upstream = part(row_upstream, index)[:, None]
                 weights = tf.exp(competing - part(row_lse, index)[:, None]) * upstream
-                pull = upstream
+                pull = upstream / part(row_right, index)[:, None]
                 if both:
                     weights += tf.exp(competing - column_lse[None, :]) * column_upstream[None, :]
-                    pull = upstream + column_upstream[None, :]
-                weights -= zero_out(own, (1.0 - smoothing) * pull + tf.zeros_like(weights))
+                    pull += (column_upstream / column_right)[None, :]
+                weights -= zero_out(right, (1.0 - smoothing) * pull + tf.zeros_like(weights))
                 if smoothing:
                     even = upstream / part(row_count, index)[:, None]
                     if both:
@@ -169,14 +186,17 @@ def chunked_cross_entropy(
 class BatchClassification(MatchingLoss):
     """Cross-entropy of each row's dot products with all rows of the other side, the own one being right.
 
-    "Batch-based classification" of TIRG (Vo et al., CVPR 2019; query to target), InfoNCE of CLIP (both directions). The
-    embeddings bring their scale along (see `ScaledL2Norm`).
+    "Batch-based classification" of TIRG (Vo et al., CVPR 2019; query to target), InfoNCE of CLIP (both directions; Radford et al.,
+    ICML 2021), with `share_targets` the contrast of UniCL (Yang et al., CVPR 2022). The embeddings bring their scale along (see
+    `ScaledL2Norm`).
 
     Args:
         directions: `"query_to_target"`, `"target_to_query"` or `"both"` (the mean of the two).
         mask_same_label: Whether other rows of the same label are left out of the sum. The originals count them as negatives.
         label_smoothing: Share of the target's probability spread evenly over the competing rows, in [0, 1).
         scale: Fixed factor of the dot products, 1/temperature (CLIP4Cir's Combiner: 100 on unit vectors).
+        share_targets: Whether all rows of the own label are right, each with the same share of the target's probability; none of
+            them is masked then.
         chunk_size: None, or the number of rows compared at a time: the same values and gradients with memory for
             `chunk_size * batch` products in place of `batch * batch`.
     """
@@ -188,6 +208,7 @@ class BatchClassification(MatchingLoss):
         label_smoothing: float = 0.0,
         scale: float = 1.0,
         chunk_size: int | None = None,
+        share_targets: bool = False,
         name: str | None = "batch_classification",
         **kwargs: Any,
     ) -> None:
@@ -203,6 +224,7 @@ class BatchClassification(MatchingLoss):
         self.label_smoothing = label_smoothing
         self.scale = scale
         self.chunk_size = chunk_size
+        self.share_targets = share_targets
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         query, target = self._pair(y_pred)
@@ -222,9 +244,12 @@ class BatchClassification(MatchingLoss):
     def _one_way(self, rows: Any, columns: Any, batch: GlobalBatch) -> Any:
         if self.chunk_size is not None:
             return self._chunked(rows, columns, batch, both=False)[0]
+        logits = tf.matmul(rows, columns, transpose_b=True)
+        if self.share_targets:
+            return cross_entropy_rows(logits, batch.same, None, self.label_smoothing)
         own = batch.own
         excluded = tf.logical_and(batch.same, tf.logical_not(own)) if self.mask_same_label else None
-        return cross_entropy_rows(tf.matmul(rows, columns, transpose_b=True), own, excluded, self.label_smoothing)
+        return cross_entropy_rows(logits, own, excluded, self.label_smoothing)
 
     def _chunked(self, rows: Any, columns: Any, batch: GlobalBatch, both: bool) -> tuple[Any, Any]:
         return chunked_cross_entropy(
@@ -238,6 +263,7 @@ class BatchClassification(MatchingLoss):
             self.mask_same_label,
             self.label_smoothing,
             both,
+            self.share_targets,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -248,6 +274,7 @@ class BatchClassification(MatchingLoss):
             "label_smoothing": self.label_smoothing,
             "scale": self.scale,
             "chunk_size": self.chunk_size,
+            "share_targets": self.share_targets,
         }
 
 
@@ -266,7 +293,8 @@ class ChunkedInfoNCE(BatchClassification):
         label_smoothing: float = 0.0,
         scale: float = 1.0,
         chunk_size: int | None = 1024,
+        share_targets: bool = False,
         name: str | None = "chunked_infonce",
         **kwargs: Any,
     ) -> None:
-        super().__init__(directions, mask_same_label, label_smoothing, scale, chunk_size, name=name, **kwargs)
+        super().__init__(directions, mask_same_label, label_smoothing, scale, chunk_size, share_targets, name=name, **kwargs)
