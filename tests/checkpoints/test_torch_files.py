@@ -123,6 +123,49 @@ def test_other_names_are_refused_by_name_and_nothing_is_executed(
     assert [file.name for file in tmp_path.iterdir()] == ["evil.pth"]
 
 
+def script(path: Path, value: Any, storages: Storages | None = None) -> Path:
+    return write_zip(path, value, storages, **{"constants.pkl": b"\x80\x02).", "code____torch____net.py": b"import os"})
+
+
+def module(name: str, **attributes: Any) -> Call:
+    return Call(Global(f"__torch__.{name}", "Net"), (), attributes, new=True)
+
+
+def test_modules_of_a_torchscript_archive_are_dictionaries(tmp_path: Path) -> None:
+    storages = Storages()
+    weight = np.arange(6, dtype=np.float16).reshape(2, 3)
+    inner = module("net.___torch_mangle_0", weight=storages.tensor(weight), training=False, hook=None)
+    value = module("net", **{"0": inner, "scale": storages.tensor(np.float32(2.5)), "training": True})
+    found = read_torch(script(tmp_path / "net.pt", value, storages))
+    assert found["training"] is True and found["0"]["hook"] is None
+    np.testing.assert_array_equal(flatten(found)["0.weight"], weight)
+    assert sorted(flatten(found)) == ["0.weight", "scale"] and flatten(found)["scale"] == 2.5
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_torchscript_archive_may_name_its_own_modules_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = script(tmp_path / "evil.pt", module("net", fine=1, evil=HOSTILE[name]))
+    with pytest.raises(DataError, match=f"it asks for {name}, .*Nothing of it was executed"):
+        read_torch(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["evil.pt"]
+
+
+def test_modules_that_lie_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="asks for __torch__.net.Net"):
+        read_torch(write_zip(tmp_path / "a.pt", module("net")))
+    for message, value in (
+        ("asks for __torch__evil.Net", Call(Global("__torch__evil", "Net"), ())),
+        ("has no attributes", Call(Global("__torch__.net", "Net"), (), "state", new=True)),
+        ("damaged", Call(Global("__torch__.os", "system"), ("touch EXECUTED",))),
+        ("damaged", Raw(b"c__torch__.net\nNet\n}b")),
+        ("contain themselves", Raw(b"c__torch__.net\nNet\n)\x81q\x00}(X\x01\x00\x00\x00ah\x00ub")),
+        ("neither a tensor nor plain", Global("__torch__.net", "Net")),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_torch(script(tmp_path / "a.pt", value))
+
+
 def test_an_ordinary_hostile_pickle_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
@@ -196,7 +239,6 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
 
     refused("has 3 bytes, but 4 elements", changed(data__0=b"abc"))
     refused("big-endian", changed(byteorder=b"big"))
-    refused("TorchScript", changed(**{"constants.pkl": b"", "code__a.py": b""}))
     refused("leaves the archive", changed(**{"..__..__etc__passwd": b""}))
     refused("leaves the archive", write_zip(tmp_path / "a.pth", value, storages, root="/absolute"))
     good = write_zip(tmp_path / "good.pth", value, storages)
