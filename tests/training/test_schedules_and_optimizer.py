@@ -35,12 +35,22 @@ def test_cosine_that_ends_with_the_last_step():
     np.testing.assert_allclose(rates[[9, 24, 39, 40]], [2.0, 1.0, 0.0, 0.0], rtol=1e-9, atol=1e-15)
 
 
+def test_cosine_with_a_warmup_in_steps():
+    schedule = WarmupCosine(0.3, 20, warmup_steps=4)
+    wanted = [0.075, 0.15, 0.225, 0.3, 0.3, 0.15, 0.0, 0.0]
+    np.testing.assert_allclose(schedule.rates(np.array([0, 1, 2, 3, 4, 12, 20, 30])), wanted, rtol=1e-12, atol=1e-17)
+    for total in (4, 9, 10):
+        np.testing.assert_allclose(WarmupCosine(1.0, total, warmup_steps=10).rates(np.arange(total)), np.arange(1, total + 1) / 10)
+    np.testing.assert_allclose(WarmupCosine(1.0, 10, warmup_steps=0).rates(np.array([0, 5])), [1.0, 0.5])
+
+
 def test_steps_counted_from_epoch_zero():
     schedule = WarmupStepDecay(0.01, 64, 10, 0, 0.5, [2, 3], reference_batch=32, first_epoch=0)
     np.testing.assert_allclose(schedule.rates(np.array([0, 19, 20, 30])), [0.02, 0.02, 0.01, 0.005], rtol=1e-12)
 
 
 OTHERS = [WarmupStepDecay(1e-4, 8, 10, reference_batch=32, first_epoch=0), WarmupCosine(1e-3, 50, end_at_last_step=True)]
+OTHERS.append(WarmupCosine(1e-3, 50, warmup_steps=7))
 
 
 @pytest.mark.parametrize("schedule", [WarmupStepDecay(1e-4, 8, 10), WarmupCosine(1e-3, 50), *OTHERS])
@@ -55,6 +65,8 @@ def test_wrong_options():
         WarmupStepDecay(batch_size=0)
     with pytest.raises(UsageError):
         WarmupCosine(0.1, 10, warmup_ratio=1.0)
+    with pytest.raises(UsageError, match="warmup_steps must not be negative"):
+        WarmupCosine(0.1, 10, warmup_steps=-1)
     with pytest.raises(UsageError, match="regular expression"):
         GroupedAdamW(lr_multipliers={"(": 1.0})
 
@@ -69,6 +81,26 @@ def test_groups_and_decay():
     np.testing.assert_array_equal(after[0], before[0])
     np.testing.assert_allclose(after[2], before[2] * (1 - 0.05), rtol=1e-6)
     np.testing.assert_array_equal(after[3], before[3])
+
+
+def test_only_kernels_and_embeddings_decay():
+    attention = keras.layers.MultiHeadAttention(2, 3)
+    attention.build((None, 4, 6), (None, 4, 6))
+    layers = [attention, keras.layers.GRU(3), keras.layers.LayerNormalization(), keras.layers.Embedding(5, 2), keras.layers.Dense(2)]
+    for layer in layers[1:]:
+        layer.build((None, 4, 6))
+    shapes = {"class_embedding": (4,), "projection": (4, 2), "logit_scale": (), "logit_bias": (), "gains": (4,)}
+    alone = [keras.Variable(np.ones(shape, np.float32), name=name) for name, shape in shapes.items()]
+    variables = [*(v for layer in layers for v in layer.trainable_variables), *alone]
+    decays = {}
+    for option in (False, True):
+        optimizer = GroupedAdamW(0.1, 0.5, decay_vectors=option)
+        optimizer.build(variables)
+        decays[option] = optimizer._decays
+    kernels = {"kernel", "recurrent_kernel", "embeddings", "class_embedding", "projection"}
+    assert decays[False] == tuple(0.5 if v.name in kernels else 0.0 for v in variables)
+    assert {v.name for v in variables} - kernels == {"bias", "gamma", "beta", "logit_scale", "logit_bias", "gains"}
+    assert set(decays[True]) == {0.5}
 
 
 def test_a_step_by_hand():
@@ -97,10 +129,13 @@ def test_saved_with_the_model(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["lr_schedule", "lr_schedule_rtic", "train_steps_tirg"])
+@pytest.mark.parametrize(
+    "name", ["fashioniq2020/lr_schedule", "fashioniq2020/lr_schedule_rtic", "fashioniq2020/train_steps_tirg", "fashionklip/scheduler"]
+)
 def test_recorded_numbers(name):
+    import tests.parity.checks.clip_losses
     import tests.parity.checks.schedules_rtic
     import tests.parity.checks.training_steps  # noqa: F401
 
-    fixture = run_file(shared(f"golden/fashioniq2020/{name}.npz"))
+    fixture = run_file(shared(f"golden/{name}.npz"))
     assert fixture.comparisons and [str(c) for c in fixture.comparisons if not c.ok] == []

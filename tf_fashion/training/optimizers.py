@@ -1,4 +1,4 @@
-"""AdamW with groups: learning-rate factors by name, weight decay on matrices only."""
+"""AdamW with groups: learning-rate factors by name, weight decay on kernels and embeddings only."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def _check_multipliers(who: str, lr_multipliers: Mapping[str, float]) -> None:
 
 def _multiplier(lr_multipliers: Mapping[str, float], path: str) -> float:
     return next((factor for expression, factor in lr_multipliers.items() if re.search(expression, path)), 1.0)
+
+
+def _is_kernel(variable: Any) -> bool:
+    """Whether a variable is a kernel or an embedding, by its name where its shape misleads.
+
+    The biases of recurrences and of attention heads have two axes, CLIP's class embedding has one.
+    """
+    if re.search(r"(^|_)(bias|gamma|beta)$", variable.name):
+        return False
+    return len(variable.shape) > 1 or (len(variable.shape) == 1 and variable.name.endswith("embedding"))
 
 
 def _adam_step(variable: Any, m: Any, v: Any, gradient: Any, rate: Any, beta_1: float, beta_2: float, epsilon: Any) -> None:
@@ -110,8 +120,9 @@ class GroupedAdamW(keras.optimizers.AdamW):
         beta_1, beta_2, epsilon: Moments' decay rates and the guard of the division.
         lr_multipliers: Regular expression -> factor. The first expression found in a variable's path (`model/layer/kernel`)
             gives its learning rate's factor, decay included; 0 freezes. Variables that match none have factor 1.
-        decay_vectors: Whether biases, normalisation parameters and scalars (fewer than two dimensions) decay too. The original
-            FashionIQ 2020 entry decays all of them.
+        decay_vectors: Whether biases, normalisation parameters (gamma, beta) and other vectors and scalars, such as the scale of
+            logits, decay too. The original FashionIQ 2020 entry decays all of them; CLIP and FashionKLIP, as the default does,
+            decay kernels, projections and all embeddings (those of tokens, positions and the class) alone.
         **kwargs: As for `keras.optimizers.AdamW` (clipping, moving averages, ...).
 
     Raises:
@@ -156,7 +167,7 @@ class GroupedAdamW(keras.optimizers.AdamW):
         # Plain tuples of Python numbers: the trackable base would wrap lists.
         self._factors = tuple(self.multiplier(variable.path) for variable in var_list)
         self._decays = tuple(
-            self.weight_decay if (self.decay_vectors or len(variable.shape) > 1) and self._use_weight_decay(variable) else 0.0
+            self.weight_decay if (self.decay_vectors or _is_kernel(variable)) and self._use_weight_decay(variable) else 0.0
             for variable in var_list
         )
 

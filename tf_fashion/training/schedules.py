@@ -151,7 +151,8 @@ class WarmupCosine(_Schedule):
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         warmup = self.total_steps * self.warmup_ratio if self.warmup_steps is None else self.warmup_steps
         done = step + 1 if self.end_at_last_step else step
-        progress = tf.clip_by_value((done - warmup) / max(self.total_steps - warmup, 1.0), 0.0, 1.0)
+        length = self.total_steps - warmup
+        progress = tf.clip_by_value((done - warmup) / (length if length > 0 else 1.0), 0.0, 1.0)
         falling = self.final_ratio + (1.0 - self.final_ratio) * 0.5 * (1.0 + tf.cos(np.pi * progress))
         rising = (step + 1) / max(warmup, 1.0)
         return self.learning_rate * tf.where(step + 1 < warmup, rising, falling)
