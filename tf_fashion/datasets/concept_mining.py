@@ -19,8 +19,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -58,6 +59,9 @@ Units = tuple[tuple[str, ...], ...]
 
 TAGGERS = ("auto", "spacy", "textblob")
 MAX_WORDS = 6
+# When two words count as one: seen so often, and the second word with the first in this share of its phrases.
+COMPOUND_COUNT = 10
+COMPOUND_SHARE = 0.95
 _TOKEN = re.compile(r"\d+/\d+|[^\W_]+(?:[-'\u2019][^\W_]+)*|[^\w\s]")
 # Of "bluer", "pinker": comparisons tell nothing about a picture.
 _COMPARED = frozenset(form for c in COLOURS for form in (f"{c}er", f"{c}r", f"{c}{c[-1]}er", f"{c[:-1]}ier"))
@@ -101,6 +105,10 @@ def make_tagger(name: str = "auto") -> Tagger:
         pattern = importlib.import_module("textblob.en.taggers").PatternTagger()
     except ImportError:
         raise MissingExtraError("textblob", "concepts", "Finding noun phrases") from None
+    with warnings.catch_warnings():
+        # The package reads its lexicon at the first use and leaves the file to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        pattern.tag("a", tokenize=False)
 
     def tag(tokens: Sequence[str]) -> list[str]:
         tags = [tag for _, tag in pattern.tag(" ".join(token.replace(" ", "-") for token in tokens), tokenize=False)] if tokens else []
@@ -207,10 +215,11 @@ def _negated(tokens: Sequence[str], place: int) -> bool:
     return place > 0 and tokens[place - 1] in NEGATIONS
 
 
-def units_of(words: Sequence[str]) -> Units:
-    """Groups the words that belong together: colours, parts ("short sleeve"); the last group is the head."""
+def units_of(words: Sequence[str], compounds: Container[tuple[str, str]] = ()) -> Units:
+    """Groups the words that belong together: colours, parts ("short sleeve"), compounds; the last group is the head."""
     units: list[tuple[str, ...]] = []
-    place, last = 0, len(words) - 1
+    pair = len(words) > 1 and (_singular(words[-2]), _singular(words[-1])) in compounds
+    place, last = 0, len(words) - (2 if pair else 1)
     while place < last:
         length = _colour_at(words[:last], place)
         if not length:
@@ -218,7 +227,26 @@ def units_of(words: Sequence[str]) -> Units:
             length = 2 if is_part else 1
         units.append(tuple(words[place : place + length]))
         place += length
-    return (*units, (words[last],))
+    return (*units, tuple(words[last:]))
+
+
+def find_compounds(phrases: Iterable[Sequence[str]]) -> set[tuple[str, str]]:
+    """Pairs whose second word hardly ever stands without the first ("cuff links", "gift set"), in normal form.
+
+    Args:
+        phrases: Noun phrases as words.
+    """
+    before: dict[str, Counter[str]] = {}
+    for words in phrases:
+        previous = words[-2] if len(words) > 1 else ""
+        describes = previous in COLOURS or previous in ADJECTIVES
+        before.setdefault(_singular(words[-1]), Counter())["" if describes else _singular(previous)] += 1
+    found = set()
+    for head, words_before in before.items():
+        first, count = words_before.most_common(1)[0]
+        if first and count >= COMPOUND_COUNT and count >= COMPOUND_SHARE * words_before.total():
+            found.add((first, head))
+    return found
 
 
 def wider_phrases(units: Units) -> list[Units]:
@@ -269,16 +297,14 @@ class MinedConcepts:
     counts: dict[str, int]
 
 
-def phrases_of(caption: str, tagger: Tagger, max_words: int = MAX_WORDS) -> list[Units]:
-    """All phrases of a caption that can become concepts: noun phrases and the wider ones in them, each once."""
-    tokens = tokens_of(caption)
+def phrases_of(phrases: Iterable[Sequence[str]], max_words: int = MAX_WORDS, compounds: Container[tuple[str, str]] = ()) -> list[Units]:
+    """All phrases that can become concepts: noun phrases (as words) of a caption, and the wider ones in them, each once."""
     found: dict[Units, None] = {}
-    for words in noun_phrases(tokens, _kinds(tokens, tagger)):
-        units = units_of(words)
-        head = units[-1][0]
+    for words in phrases:
+        head = words[-1]
         if _singular(head) in EMPTY_HEADS or head in EMPTY_HEADS or len(head) < 2 or head.isdigit():
             continue
-        for wider in wider_phrases(units):
+        for wider in wider_phrases(units_of(words, compounds)):
             if len(" ".join(_words(wider)).split()) <= max_words:
                 found[wider] = None
     return list(found)
@@ -343,29 +369,26 @@ def mine_concepts(
     if min_count < 1 or max_words < 1 or (max_concepts is not None and max_concepts < 1):
         raise UsageError(f"Expected numbers from 1, found min_count {min_count}, max_words {max_words}, max_concepts {max_concepts}.")
     tag = make_tagger(tagger) if isinstance(tagger, str) else tagger
+    read = []
+    for caption in tqdm(captions, "captions", disable=not progress, unit="", mininterval=1):
+        tokens = tokens_of(caption)
+        read.append(list(noun_phrases(tokens, _kinds(tokens, tag))))
+    compounds = find_compounds(words for phrases in read for words in phrases)
     found: list[list[str]] = []
     counts: Counter[str] = Counter()
     wordings: dict[str, Counter[str]] = {}
     examples: dict[str, Units] = {}
-    before: dict[str, set[str]] = {}
-    for caption in tqdm(captions, "captions", disable=not progress, unit="", mininterval=1):
+    for phrases in read:
         forms: dict[str, None] = {}
-        phrases = phrases_of(caption, tag, max_words)
-        for units in phrases:
+        for units in phrases_of(phrases, max_words, compounds):
             words = _words(units)
             form = normal_form(words)
             forms[form] = None
             wordings.setdefault(form, Counter())[" ".join(words)] += 1
             examples.setdefault(form, units)
-        for units in phrases:
-            # What stands before a phrase; "" where it stands alone. Pairs of head and one modifier are no evidence.
-            for start in range(len(units)):
-                form = normal_form(_words(units[start:]))
-                if form in forms and (start or units == _longest(units, phrases)):
-                    before.setdefault(form, set()).add(units[start - 1][-1] if start else "")
         counts.update(forms.keys())
         found.append(list(forms))
-    kept = {form: n for form, n in counts.items() if n >= min_count and not _always_after_one_word(form, before, counts)}
+    kept = {form: n for form, n in counts.items() if n >= min_count}
     if not kept:
         raise DataError(f"No phrase occurs in {min_count} of {len(found)} captions or more. Ask for less with min_count.")
     ranked = sorted(kept, key=lambda form: (-kept[form], form))[:max_concepts]
@@ -377,19 +400,6 @@ def mine_concepts(
     matched = [tuple(names[form] for form in forms if form in known and form in theirs) for forms in found]
     vocabulary = ConceptVocabulary.of((names[form] for form in ranked), fathers)
     return MinedConcepts(vocabulary, phrases_found, matched, {names[form]: known[form] for form in ranked})
-
-
-def _longest(units: Units, phrases: list[Units]) -> Units:
-    """The longest phrase that ends like `units`."""
-    return max((other for other in phrases if other[-len(units) :] == units), key=len)
-
-
-def _always_after_one_word(form: str, before: dict[str, set[str]], counts: Counter[str]) -> bool:
-    """Whether a single word never stands but after one and the same other: the "flops" of "flip flops" are no concept."""
-    if " " in form:
-        return False
-    words = before.get(form, {""})
-    return len(words) == 1 and words != {""} and counts[form] > 0
 
 
 def _best_wording(wordings: Counter[str]) -> str:
