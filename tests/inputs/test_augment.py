@@ -9,6 +9,7 @@ from tests.inputs.pictures import photo
 from tf_fashion.core.errors import UsageError
 from tf_fashion.inputs.augment import Augmentation, affine, affine_matrix
 from tf_fashion.inputs.images import ImageSpec, preprocess, resize_and_crop
+from tf_fashion.inputs.pillow import clip_pixels
 
 IMAGE = np.asarray(photo(40, 40))
 
@@ -99,3 +100,36 @@ def test_tf1_sampling_starts_at_the_corner():
     np.testing.assert_allclose(preprocess(row, spec)[0, :, 0], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3], atol=1e-6)
     with pytest.raises(UsageError, match="squash"):
         ImageSpec(8, resize="crop", interpolation="bilinear_tf1")
+
+
+@pytest.mark.parametrize("height, width", [(40, 60), (60, 40), (50, 50), (20, 200), (200, 20), (1, 90)])
+def test_clips_crop_is_of_the_right_size_and_shape_or_the_largest_in_the_middle(height: int, width: int) -> None:
+    augment = Augmentation.clip()
+    boxes = np.array([augment.draw_box(height, width, tf.constant([3, n])) for n in range(40)])
+    top, left, high, wide = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + high <= height).all() and (left + wide <= width).all()
+    ratios, areas = wide / high, wide * high / (width * height)
+    if max(height, width) > 100 or min(height, width) == 1:
+        limit = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        np.testing.assert_array_equal(boxes, [[(height - limit[1]) // 2, (width - limit[0]) // 2, limit[1], limit[0]]] * 40)
+        return
+    middle = (top == (height - high) // 2) & (left == (width - wide) // 2)
+    assert ((areas > 0.87) | middle).all() and ratios.min() > 0.72 and ratios.max() < 1.4
+    # Hardly any of the crops that are drawn of a photo of 3 : 2 fits.
+    assert len({tuple(box) for box in boxes.tolist()}) >= (20 if height == width else 2)
+
+
+def test_clips_crop_is_squashed_to_the_square_whatever_the_resize_rule() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (30, 50, 3), np.uint8)
+    seed, augment = tf.constant([1, 2]), Augmentation.clip()
+    top, left, height, width = augment.draw_box(30, 50, seed).numpy()
+    found = preprocess(image, ImageSpec.clip(16, "raw"), augment, seed)
+    wanted = clip_pixels(image, 16, (top, left, height, width))
+    np.testing.assert_allclose(found, wanted, atol=1.01)
+    again = Augmentation.from_config(augment.to_config())
+    assert again == augment and not augment.on_pixels
+    for bad in ({"crop_tries": 3}, {"crop_area": (0.5, 1.0), "crop_tries": -1}):
+        with pytest.raises(UsageError, match="crop_tries"):
+            Augmentation(**bad)
+    with pytest.raises(UsageError, match="draw_box needs"):
+        Augmentation().draw_box(3, 3, seed)

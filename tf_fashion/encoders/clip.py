@@ -342,7 +342,7 @@ class CLIPImageEncoder(_Tower):
     @property
     def image_spec(self) -> ImageSpec:
         """CLIP's own transform: short side to the size, bicubic with antialiasing, centre crop (pixels stay in 0..255)."""
-        return ImageSpec(size=self.image_size, resize="crop", interpolation="bicubic", scaling="raw")
+        return ImageSpec.clip(self.image_size, "raw")
 
     @property
     def feature_dim(self) -> int:

@@ -118,6 +118,9 @@ class Augmentation:
         center_offset: 0.5 turns about the point that torchvision before 0.6 used.
         crop_area: None, or the range of the fraction of the area that a random crop of the photo keeps, before resizing.
         crop_ratio: Range of the crop's width/height.
+        crop_tries: 0: a random crop that is larger than the photo is cut to it, and resized as `ImageSpec.resize` has it. Above: as
+            torchvision's RandomResizedCrop, with so many tries for a crop that fits, then the largest one in the middle, squashed to
+            the square.
         side_below: None, or a side in pixels: the picture is squashed to a random side from S up to but not including this, of
             which a random square of S x S is kept.
         flip_first: Mirrors the photo in its full resolution, before it is resized. This makes a difference to interpolations that
@@ -134,6 +137,7 @@ class Augmentation:
     center_offset: float = 0.0
     crop_area: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_tries: int = 0
     side_below: int | None = None
     flip_first: bool = False
     brightness: float = 0.0
@@ -153,6 +157,8 @@ class Augmentation:
             raise UsageError(f"Augmentation(side_below=...): expected None or a number of pixels, found {self.side_below!r}.")
         if self.crop_area and self.crop_area[1] > 1:
             raise UsageError(f"Augmentation(crop_area=...): expected fractions up to 1, found {self.crop_area!r}.")
+        if isinstance(self.crop_tries, bool) or self.crop_tries < 0 or (self.crop_tries and self.crop_area is None):
+            raise UsageError(f"Augmentation(crop_tries=...): expected 0, or more with crop_area; found {self.crop_tries!r}.")
         for name, high in (
             ("flip", 1.0),
             ("translate", 1.0),
@@ -176,6 +182,11 @@ class Augmentation:
     def val(cls, crop: bool = True) -> Augmentation:
         """VAL's: mirror the photo, squash it to a side of S..279 pixels and cut S x S out of it; without `crop` only mirror it."""
         return cls(flip=0.5, flip_first=True, side_below=280 if crop else None)
+
+    @classmethod
+    def clip(cls) -> Augmentation:
+        """CLIP's: a random crop of 90 to 100 % of the area, with a width of 3/4 to 4/3 of its height, squashed; no mirroring."""
+        return cls(flip=0.0, crop_area=(0.9, 1.0), crop_tries=10)
 
     @property
     def on_pixels(self) -> bool:
@@ -227,6 +238,9 @@ class Augmentation:
         if self.crop_area is None:
             return image
         image = tf.convert_to_tensor(image)
+        if self.crop_tries:
+            top, left, height, width = tf.unstack(self.draw_box(tf.shape(image)[0], tf.shape(image)[1], seed))
+            return image[top : top + height, left : left + width]
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
         draw = tf.random.stateless_uniform((4,), seed + tf.constant([101, 0]))
         area = shape[0] * shape[1] * (self.crop_area[0] + draw[0] * (self.crop_area[1] - self.crop_area[0]))
@@ -237,6 +251,31 @@ class Augmentation:
         room = tf.cast(tf.shape(image)[:2] - size + 1, tf.float32)
         corner = tf.minimum(tf.cast(draw[2:] * room, tf.int32), tf.shape(image)[:2] - size)
         return image[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+
+    def draw_box(self, height: int | tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The random crop of a photo with `crop_tries`: (top, left, height, width), int32 (4,).
+
+        Raises:
+            UsageError: `crop_area` or `crop_tries` is not set.
+        """
+        if self.crop_area is None or not self.crop_tries:
+            raise UsageError("Augmentation.draw_box needs crop_area and crop_tries.")
+        shape = tf.cast(tf.stack([height, width]), tf.float32)
+        draw = tf.random.stateless_uniform((self.crop_tries, 2), seed + tf.constant([101, 0]))
+        area = shape[0] * shape[1] * (self.crop_area[0] + draw[:, 0] * (self.crop_area[1] - self.crop_area[0]))
+        low, high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
+        ratio = tf.exp(low + draw[:, 1] * (high - low))
+        sizes = tf.round(tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)], axis=1))
+        fits = tf.reduce_all((sizes >= 1.0) & (sizes <= shape), axis=1)
+        # The largest crop of an allowed shape, for a photo that is longer than all of these.
+        least, most = self.crop_ratio
+        whole = tf.maximum(tf.round(tf.minimum(shape, tf.stack([shape[1] / least, shape[0] * most]))), 1.0)
+        found = tf.reduce_any(fits)
+        size = tf.cast(tf.where(found, sizes[tf.argmax(fits)], whole), tf.int32)
+        room = tf.cast(shape, tf.int32) - size
+        place = tf.random.stateless_uniform((2,), seed + tf.constant([103, 0])) * tf.cast(room + 1, tf.float32)
+        corner = tf.where(found, tf.minimum(tf.cast(place, tf.int32), room), room // 2)
+        return tf.concat([corner, size], axis=0)
 
     def draw_crop(self, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Side, top and left of the square that `side_below` asks for, int32.

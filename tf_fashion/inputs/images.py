@@ -120,6 +120,11 @@ class ImageSpec:
             raise UsageError(f"ImageSpec: unknown fields {', '.join(unknown)} in the configuration.")
         return cls(**config)
 
+    @classmethod
+    def clip(cls, size: int = 224, scaling: str = "clip") -> ImageSpec:
+        """CLIP's transform: shorter side to `size`, bicubic with antialiasing, centre crop; within a grey level of Pillow's."""
+        return cls(size=size, resize="crop", interpolation="bicubic", scaling=scaling)
+
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the pixel values (the limits do not), to key cached features."""
         config = {key: value for key, value in self.to_config().items() if key not in ("max_pixels", "max_bytes")}
@@ -683,6 +688,8 @@ def _finished(image: tf.Tensor, spec: ImageSpec, augment: Any, seed: tf.Tensor |
         image = augment.before_resize(image, seed)
     if augment is not None and augment.side_below is not None:
         image = resize_and_crop(image, *augment.draw_crop(spec.size, seed), spec)
+    elif augment is not None and augment.crop_tries:
+        image = tf.ensure_shape(_squashed(tf.convert_to_tensor(image), spec.size, spec), (spec.size, spec.size, 3))
     else:
         image = _resized(tf.convert_to_tensor(image), spec, place)
     if augment is not None:
