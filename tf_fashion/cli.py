@@ -292,6 +292,183 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--black-bad-images", action="store_true", help="missing and unreadable pictures count as black ones (FashionIQ 2020)")
 
 
+def _add_pair_data(add: Any) -> None:
+    """Where pictures and their texts come from, for verbs that can do without."""
+    add("--data", metavar="DIR", help="folder in FashionGen's layout, or a shop's folder with a CSV file of descriptions")
+    add("--images", metavar="DIR", help="folder of pictures or .npz file of arrays; with --data: if they are not there")
+    add("--dataset", default="auto", help="how DATA is read: fashion_gen, text_catalogue; auto looks at its files")
+    add(
+        "--data-option",
+        dest="data_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="argument of the dataset's class, as in `train dual`; repeatable",
+    )
+
+
+def _add_dual_evaluation(verb: Any) -> None:
+    """`evaluate dual`."""
+    dual = _parser(
+        verb,
+        "dual",
+        "photo <-> text",
+        "Measures image-text retrieval in both directions under a named protocol and writes the numbers with it: either a model on a\n"
+        "dataset, or features in files (.jsonl of FashionKLIP, .npz, an index) on a dataset or against files of right answers.\n\n"
+        "  tf-fashion evaluate dual --model runs/a/model.keras --data fashion_gen --out runs/a/full.json\n"
+        "  tf-fashion evaluate dual --model runs/a/model.keras --data fashion_gen --protocol sample \\\n"
+        "    --groups styles.csv:subCategory --out runs/a/sample.json\n"
+        "  tf-fashion evaluate dual --image-features val.img_feat.jsonl --text-features val.txt_feat.jsonl \\\n"
+        "    --text-truth fashion-gen_val_queries.jsonl --image-truth fashion-gen_val_images.jsonl --out full.json",
+    )
+    add = dual.add_argument
+    add("--model", metavar="FILE", help="model.keras of `train dual`; needs --data")
+    add("--image-features", "--image-feats", metavar="FILE", help="features of pictures, in place of a model")
+    add("--text-features", "--text-feats", metavar="FILE", help="features of texts")
+    _add_pair_data(add)
+    add("--split", help="split of DATA (default: val, or test where there is no val)")
+    add("--text-truth", "--text-standard-path", metavar="FILE", help="JSON lines: query_id, item_ids (right pictures)")
+    add(
+        "--image-truth",
+        "--image-standard-path",
+        metavar="FILE",
+        help="JSON lines: image_id, item_ids (right texts); without it they follow from --text-truth, and the other way round",
+    )
+    add("--groups", metavar="CSV[:COLUMN]", help="what each picture shows, for the protocol `sample` (default: what DATA says)")
+    add("--protocol", default="full", help="full, sample, sample-101 or subset-1k; `tf-fashion list protocols` explains them")
+    add(
+        "--protocol-option",
+        dest="protocol_options",
+        action=_Option,
+        metavar="NAME=VALUE",
+        help="change a field of the protocol: queries, negatives, group, fill, repeats, seed, subset, tie, ks; repeatable",
+    )
+    add("--metric", default="dot", choices=("dot", "cosine"), help="of features in files; a model's embeddings have length one")
+    add("--precision", default="float64", choices=("float64", "float32"), help="float64 is the same on every machine, float32 faster")
+    add("--out", required=True, metavar="FILE", help="where to write the JSON")
+    add("--name", help="the result's name in tables (default: the file's)")
+    add("--report", metavar="DIR", help="also write sheet.png and report.html there (with --data)")
+    add("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    dual.set_defaults(run=_evaluate_dual)
+
+
+def _add_leaderboard(verb: Any) -> None:
+    """`evaluate leaderboard`."""
+    board = _parser(
+        verb,
+        "leaderboard",
+        "the tasks of Marqo's fashion leaderboard",
+        "Text to image (Recall@1, Recall@10, their mean, MRR), category to product and sub-category to product (P@1, P@10, their\n"
+        "mean, MRR) on a catalogue: a folder with pictures and a CSV file.\n\n"
+        "  tf-fashion evaluate leaderboard --model runs/a/model.keras --catalogue shop --category masterCategory \\\n"
+        "    --sub-category subCategory --out runs/a/leaderboard.json",
+    )
+    add = board.add_argument
+    add("--model", required=True, metavar="FILE", help="model.keras of `train dual`")
+    add("--catalogue", required=True, metavar="DIR", help="folder of the catalogue")
+    add("--table", metavar="FILE", help="its CSV file, if there are several or it lies elsewhere")
+    add("--images", metavar="DIR", help="folder of the pictures, if they are not in the catalogue")
+    add("--text", metavar="COLUMN", help="column of descriptions (default: description, text, caption, title or name)")
+    add("--category", default="category", metavar="COLUMN", help="column of categories")
+    add("--sub-category", metavar="COLUMN", help="column of sub-categories (default: this task is left out)")
+    add("--name", help="the model's name in tables (default: the file's)")
+    add("--dataset-name", help="the data's name in tables (default: the folder's)")
+    add("--out", required=True, metavar="FILE", help="where to write the JSON")
+    add("--skip-bad-images", action="store_true", help="leave out unusable pictures")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    board.set_defaults(run=_evaluate_leaderboard)
+
+
+def _add_predictions(verbs: Any) -> None:
+    """`predict retrieval` and `predict zero-shot`."""
+    predict = _parser(verbs, "predict", "write what a model finds", "Write predictions.").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    retrieval = _parser(
+        predict,
+        "retrieval",
+        "the nearest pictures of every text, and the other way round",
+        "Ranks all pictures for every text and all texts for every picture by the product of their features, and writes the best of\n"
+        "them in FashionKLIP's format; with files of right answers also its score files (R@1, R@5, R@10, their mean). Into --out:\n"
+        "  text_predictions.jsonl, image_predictions.jsonl, text_output.json, image_output.json\n"
+        "Exit code 1 if a score file reports a failure (0 with --original-errors).\n\n"
+        "  tf-fashion predict retrieval --image-features val.img_feat.jsonl --text-features val.txt_feat.jsonl \\\n"
+        "    --text-truth fashion-gen_val_queries.jsonl --image-truth fashion-gen_val_images.jsonl --out predictions",
+    )
+    add = retrieval.add_argument
+    add("--image-features", "--image-feats", required=True, metavar="FILE", help="features of pictures: .jsonl, .npz or an index")
+    add("--text-features", "--text-feats", required=True, metavar="FILE", help="features of texts")
+    add("--out", metavar="DIR", help="folder of the four files; each can go elsewhere:")
+    add("--output-images", metavar="FILE", help="texts found for every picture")
+    add("--output-texts", metavar="FILE", help="pictures found for every text")
+    add("--image-truth", "--image-standard-path", metavar="FILE", help="JSON lines: image_id, item_ids (right texts)")
+    add("--text-truth", "--text-standard-path", metavar="FILE", help="JSON lines: query_id, item_ids (right pictures)")
+    add("--image-out-path", metavar="FILE", help="scores of picture queries (image to text)")
+    add("--text-out-path", metavar="FILE", help="scores of text queries (text to image)")
+    add("--top-k", type=int, default=10, metavar="K", help="how many to find; with fewer than 10, R@10 means R@K")
+    add("--eval-batch-size", type=int, default=8192, metavar="N", help="gallery rows at a time; the result does not depend on it")
+    add("--precision", default="float64", choices=("float64", "float32"), help="float64 is the same on every machine, float32 faster")
+    add("--original-ids", action="store_true", help='15 and "15" are different ids, as in FashionKLIP\'s program')
+    add(
+        "--original-errors",
+        action="store_true",
+        help="score files as FashionKLIP's program writes them: strict types of ids, bare reasons of failures, no remarks",
+    )
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    retrieval.set_defaults(run=_predict_retrieval)
+    zero_shot = _parser(
+        predict,
+        "zero-shot",
+        "classes of pictures by the names of the classes",
+        "Gives every picture the class whose name, said in several sentences, is nearest. Writes predictions.csv into --out, and with\n"
+        "labels scores.json (accuracy, weighted and macro F1, each class, confusions).\n\n"
+        "  tf-fashion predict zero-shot --model runs/a/model.keras --images photos --classes dress,shirt,shoe --out classes\n"
+        "  tf-fashion predict zero-shot --model runs/a/model.keras --images photos --labels styles.csv:articleType --out classes",
+    )
+    add = zero_shot.add_argument
+    add("--model", required=True, metavar="FILE", help="model.keras of `train dual`")
+    add("--images", metavar="DIR", help="folder of photos, catalogue, or .npz file of arrays")
+    add("--image-features", metavar="FILE", help="their features, in place of the photos")
+    add("--classes", metavar="A,B,C", help="names of the classes, or a text file with one per line (default: those of --labels)")
+    add("--labels", metavar="CSV[:COLUMN]", help="the right class of each picture, by id")
+    add("--templates", metavar="FILE", help="sentences, one per line, with {} where the name goes (default: eight of our own)")
+    add("--top", type=int, default=1, metavar="K", help="classes per picture")
+    add("--out", required=True, metavar="DIR", help="folder for the results")
+    add("--skip-bad-images", action="store_true", help="leave out unusable pictures (bad_images.csv lists them)")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    zero_shot.set_defaults(run=_predict_zero_shot)
+
+
+def _add_embedding(verbs: Any) -> None:
+    """`embed`."""
+    embed = _parser(
+        verbs,
+        "embed",
+        "embed photos into an index, or photos and texts into feature files",
+        "With a model of `train composed`: embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that\n"
+        "`search` reads. Photos that are in the index already are not embedded again.\n\n"
+        "With `dual` and a model of `train dual`: embeds pictures and texts into files that `predict retrieval` and `evaluate dual`\n"
+        "read: images.img_feat.npz and texts.txt_feat.npz, or .jsonl in FashionKLIP's format. The same command continues an\n"
+        "interrupted one; bad pictures are listed at the end, and what was computed is kept until they are repaired.\n\n"
+        "  tf-fashion embed --model runs/first/model.keras --images photos --out index\n"
+        "  tf-fashion embed dual --model runs/a/model.keras --data fashion_gen --split val --format jsonl --out features\n"
+        "  tf-fashion embed dual --model runs/a/model.keras --images photos --texts shop.csv:description --out features",
+    )
+    add = embed.add_argument
+    add("what", nargs="?", default="composed", choices=("composed", "dual"), help="kind of the model")
+    add("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    _add_pair_data(embed.add_argument_group("what is embedded (composed: --images)").add_argument)
+    add("--out", required=True, metavar="DIR", help="folder of the index or of the feature files")
+    add("--split", help="dual: only this split of DATA (default: all)")
+    add("--texts", metavar="FILE", help="dual: .jsonl with query_id and query_text, CSV[:COLUMN], or .txt with one text per line")
+    add("--format", type=_names, metavar="A,B", help="dual: npz (default), jsonl, or both as npz,jsonl")
+    add("--dtype", default="float32", choices=("float32", "float16"), help="dual: of the .npz files")
+    add("--batch-size", type=int, default=32, help="dual: pictures at a time")
+    add("--skip-bad-images", action="store_true", help="leave out unusable pictures (bad_images.csv lists them)")
+    add("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
+    embed.set_defaults(run=_embed)
+
+
 def add_dual_arguments(parser: argparse.ArgumentParser) -> None:
     """All options of `train dual`."""
     add = parser.add_argument
@@ -578,6 +755,8 @@ def build_parser() -> argparse.ArgumentParser:
     composed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures and declare the smaller gallery")
     composed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
     composed.set_defaults(run=_evaluate_composed)
+    _add_dual_evaluation(evaluate)
+    _add_leaderboard(evaluate)
 
     scores = _parser(
         verbs,
@@ -635,19 +814,8 @@ def build_parser() -> argparse.ArgumentParser:
     ensemble.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
     ensemble.set_defaults(run=_ensemble)
 
-    embed = _parser(
-        verbs,
-        "embed",
-        "embed a folder of photos into an index",
-        "Embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that `search` reads. Photos that are\n"
-        "in the index already are not embedded again.",
-    )
-    embed.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
-    embed.add_argument("--images", required=True, metavar="DIR", help="folder of photos, or of a catalogue")
-    embed.add_argument("--out", required=True, metavar="DIR", help="folder of the index")
-    embed.add_argument("--skip-bad-images", action="store_true", help="leave out unusable pictures (bad_images.csv lists them)")
-    embed.add_argument("--quiet", dest="progress", action="store_false", help="no progress on the terminal")
-    embed.set_defaults(run=_embed)
+    _add_embedding(verbs)
+    _add_predictions(verbs)
 
     search = _parser(
         verbs,
@@ -858,11 +1026,132 @@ def _ensemble(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace) -> int:
+    if args.what == "composed":
+        given = [f"--{name}" for name in ("data", "split", "texts") if getattr(args, name) is not None]
+        if given:
+            raise UsageError(f"{', '.join(given)}: only for models of `train dual`. Say: tf-fashion embed dual ...")
+        if args.images is None:
+            raise UsageError("--images is missing: the folder of photos.")
     import_tensorflow_quietly()
-    from tf_fashion.training.commands import embed_folder
+    if args.what == "composed":
+        from tf_fashion.training.commands import embed_folder
 
-    index = embed_folder(args.model, args.images, args.out, args.skip_bad_images, args.progress)
-    print(f"{len(index)} photos are in the index {args.out}")
+        index = embed_folder(args.model, args.images, args.out, args.skip_bad_images, args.progress)
+        print(f"{len(index)} photos are in the index {args.out}")
+        return 0
+    from tf_fashion.training.dual_commands import embed_dual
+
+    written = embed_dual(
+        args.model,
+        args.out,
+        args.data,
+        args.images,
+        args.dataset,
+        args.data_options,
+        args.split,
+        args.texts,
+        args.format or ("npz",),
+        args.dtype,
+        args.batch_size,
+        args.skip_bad_images,
+        args.progress,
+    )
+    print("Written:", *map(str, written), sep="\n  ")
+    return 0
+
+
+def _predict_retrieval(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual_commands import predict_retrieval, retrieval_table
+
+    results = predict_retrieval(
+        args.image_features,
+        args.text_features,
+        args.out,
+        args.output_images,
+        args.output_texts,
+        args.image_truth,
+        args.text_truth,
+        args.image_out_path,
+        args.text_out_path,
+        args.top_k,
+        args.eval_batch_size,
+        args.precision,
+        args.original_ids,
+        args.original_errors,
+        args.progress,
+    )
+    if results and args.progress:
+        print(retrieval_table(results))
+    return 0 if args.original_errors or all(scores["success"] for scores in results.values()) else 1
+
+
+def _predict_zero_shot(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual_commands import predict_zero_shot
+
+    predict_zero_shot(
+        args.model,
+        args.classes,
+        args.out,
+        args.images,
+        args.image_features,
+        args.labels,
+        args.templates,
+        args.top,
+        args.skip_bad_images,
+        args.progress,
+    )
+    return 0
+
+
+def _evaluate_dual(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual_commands import evaluate_dual_command
+
+    evaluate_dual_command(
+        args.out,
+        args.model,
+        args.image_features,
+        args.text_features,
+        args.data,
+        args.images,
+        args.dataset,
+        args.data_options,
+        args.split,
+        args.text_truth,
+        args.image_truth,
+        args.groups,
+        args.protocol,
+        args.protocol_options,
+        args.metric,
+        args.precision,
+        args.name,
+        args.report,
+        args.skip_bad_images,
+        args.progress,
+    )
+    return 0
+
+
+def _evaluate_leaderboard(args: argparse.Namespace) -> int:
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual_commands import evaluate_leaderboard
+
+    evaluate_leaderboard(
+        args.model,
+        args.catalogue,
+        args.out,
+        args.table,
+        args.images,
+        args.text,
+        args.category,
+        args.sub_category,
+        args.name,
+        args.dataset_name,
+        args.skip_bad_images,
+        args.progress,
+    )
     return 0
 
 
@@ -946,9 +1235,11 @@ def _concepts_mine(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     if args.kind == "protocols":
+        from tf_fashion.retrieval.dual_protocol import DUAL_PROTOCOLS
         from tf_fashion.retrieval.protocol import PROTOCOLS
 
         print("\n".join(PROTOCOLS.get(name).describe() for name in PROTOCOLS))
+        print("\n".join(DUAL_PROTOCOLS.get(name).describe() for name in DUAL_PROTOCOLS))
         return 0
     if args.kind == "presets":
         from tf_fashion.training.presets import PRESETS
