@@ -18,7 +18,9 @@ TUNE = [
 ]
 HUB = ["tensorflow-hub>=0.16.1"]
 WEIGHTS = ["safetensors>=0.4"]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *WEIGHTS, *TUNE]
+CLIP = ["keras-hub>=0.32,<0.33", "ftfy>=6.2,<7", "regex>=2024.5", *WEIGHTS]
+CONCEPTS = ["textblob>=0.20,<1"]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *CLIP, *CONCEPTS, *TUNE]
 
 setup(
     name="tf-fashion",
@@ -40,6 +42,14 @@ setup(
         "matplotlib>=3.8",
         "jinja2>=3.1",
     ],
-    extras_require={"tune": TUNE, "weights": WEIGHTS, "hub": HUB, "tensorboard": ["tensorboard>=2.20"], "dev": DEV},
+    extras_require={
+        "tune": TUNE,
+        "weights": WEIGHTS,
+        "clip": CLIP,
+        "concepts": CONCEPTS,
+        "hub": HUB,
+        "tensorboard": ["tensorboard>=2.20"],
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["tf-fashion=tf_fashion.cli:main"]},
 )

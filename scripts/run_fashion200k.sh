@@ -31,4 +31,4 @@ TEXT
 
 defaults=(--composer val)
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-run_composed run_fashion200k fashion200k "$@"
+run_training run_fashion200k composed fashion200k "$@"

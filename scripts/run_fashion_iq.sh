@@ -30,4 +30,4 @@ TEXT
 
 defaults=()
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-run_composed run_fashion_iq fashion_iq "$@"
+run_training run_fashion_iq composed fashion_iq "$@"

@@ -32,4 +32,4 @@ TEXT
 
 defaults=(--composer val)
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-run_composed run_shoes shoes "$@"
+run_training run_shoes composed shoes "$@"

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
   -h | --help)
     sed -n '2,3s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    echo "extras: dev (tests, linters), hub (TF-Hub), tune (keras-tuner), tensorboard"
+    echo "extras: dev (tests, linters), clip (CLIP models), concepts (mining them), hub (TF-Hub), tune (keras-tuner), weights, tensorboard"
     echo "environment: PYTHON=python3.11 (interpreter to use), TF_FASHION_LATEST=1 (newest versions in range, not the tested set)"
     exit 0
     ;;

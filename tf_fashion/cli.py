@@ -499,9 +499,9 @@ def add_dual_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="auto",
         help="where options that are not given come from: frozen (pretrained backbone, features cached; fast on a CPU), scratch (a "
-        "tiny CLIP without pretrained weights), finetune (a published CLIP trained along; for GPUs), fashion_klip and "
-        "fashion_klip_original (the released FashionKLIP, without and with its mistakes), siglip; `tf-fashion list presets` shows "
-        "them; auto goes by --weights and --freeze-backbone",
+        "small network without pretrained weights), tiny_clip (a small CLIP without them), finetune (a published CLIP trained along; "
+        "for GPUs), fashion_klip and fashion_klip_original (the released FashionKLIP, without and with its mistakes), siglip; "
+        "`tf-fashion list presets` shows them; auto goes by --weights and --freeze-backbone",
     )
     add("--clip", help="both towers are CLIP's, of these sizes: tiny, ViT-B/32, ViT-B/16, ViT-L/14, or a configuration file (.json)")
     add(
@@ -1242,9 +1242,12 @@ def _list(args: argparse.Namespace) -> int:
         print("\n".join(DUAL_PROTOCOLS.get(name).describe() for name in DUAL_PROTOCOLS))
         return 0
     if args.kind == "presets":
-        from tf_fashion.training.presets import PRESETS
+        from tf_fashion.training.presets import DUAL_PRESETS, PRESETS
 
-        print("\n".join(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()))
+        for verb, presets in (("composed", PRESETS), ("dual", DUAL_PRESETS)):
+            print(f"train {verb}:")
+            for name, values in presets.items():
+                print(f"  {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
         return 0
     import importlib
 

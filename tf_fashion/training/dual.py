@@ -16,7 +16,7 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, replaced_file, write_json
 from tf_fashion.datasets.concepts import ConceptVocabulary, concept_slots
 from tf_fashion.datasets.image_text import ImageTextDataset, open_image_text
-from tf_fashion.encoders.clip import CLIPConfig, CLIPImageEncoder, CLIPTextEncoder
+from tf_fashion.encoders.clip import CLIPImageEncoder, CLIPTextEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.audit import BadImage
 from tf_fashion.inputs.augment import Augmentation
@@ -31,7 +31,7 @@ from tf_fashion.losses import LOSSES
 from tf_fashion.losses.concept import ConceptLoss
 from tf_fashion.models.base import load_path
 from tf_fashion.models.dual import DualEncoder, load_dual, token_ids
-from tf_fashion.reports.tables import results_table
+from tf_fashion.reports.dual import directions_table
 from tf_fashion.retrieval.dual import summarise_dual
 from tf_fashion.retrieval.dual_protocol import DualProtocol, get_dual_protocol
 from tf_fashion.retrieval.prototypes import ConceptPrototypes
@@ -125,7 +125,7 @@ class DualRun(TrainingRun):
         if not config.image_is_clip:
             super().build_encoder()
             return
-        sizes = CLIPConfig.of(config.clip)
+        sizes = config.clip_sizes
         if config.image_size:
             sizes = dataclasses.replace(sizes, image_resolution=int(config.image_size))
         with self.scope():
@@ -142,7 +142,7 @@ class DualRun(TrainingRun):
     def _build_clip_text(self) -> None:
         """CLIP's text tower and its tokeniser; with weights, those of both towers."""
         config = self.config
-        sizes = CLIPConfig.of(config.clip)
+        sizes = config.clip_sizes
         length = int(config.context_length or sizes.context_length)
         options: dict[str, Any] = {"context_length": length, "truncation": "original" if config.original_truncation else "keep_end"}
         if config.bpe:
@@ -431,7 +431,7 @@ def finish_dual(run: DualRun, model: DualEncoder) -> dict[str, Any]:
             title = f"Image-text retrieval with {name} on {run.dataset.name}"
             summary = f"{len(run.pairs)} training pairs, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
             write_dual_results(out, metrics, evaluation, run.paths, run.protocol, title, summary, config.seed)
-        run.say("\n" + results_table(metrics) + "\n")
+        run.say("\n" + directions_table(metrics) + "\n")
     if config.export:
         folder = export_dual(model, out / "export" / "1")
         run.say(try_export(run, model, folder))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from tf_fashion.core.errors import UsageError
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.core.files import read_json
 from tf_fashion.encoders.clip import CLIPConfig
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.pairs import SAME
@@ -83,6 +85,23 @@ class DualConfig(RunConfig):
         return config
 
     @property
+    def clip_sizes(self) -> CLIPConfig:
+        """The sizes that `clip` names: of a known model, or of a file in the form of OpenAI's configurations.
+
+        Raises:
+            UsageError: unknown name, or sizes that no model has.
+            DataError: a file that is not JSON.
+        """
+        if not str(self.clip).endswith(".json"):
+            return CLIPConfig.of(str(self.clip))
+        if not Path(str(self.clip)).is_file():
+            raise UsageError(f"--clip {self.clip}: no such file.")
+        sizes = read_json(Path(str(self.clip)))
+        if not isinstance(sizes, dict):
+            raise DataError(f"{self.clip}: expected an object with the sizes of a CLIP, found {type(sizes).__name__}.")
+        return CLIPConfig.of(sizes)
+
+    @property
     def image_is_clip(self) -> bool:
         """Whether the image tower is CLIP's."""
         return self.backbone is None
@@ -110,7 +129,7 @@ class DualConfig(RunConfig):
         else:
             TEXT_ENCODERS.get(str(self.text_encoder))
         if self.clip:
-            CLIPConfig.of(self.clip)
+            self.clip_sizes  # noqa: B018  (checks itself)
         if self.image_is_clip:
             if self.freeze_backbone and not (self.weights or self.init_from):
                 raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE.")

@@ -325,8 +325,24 @@ DUAL_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "weight_decay": 1e-4,
     },
-    # A small CLIP from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
+    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {
+        "backbone": "small_cnn",
+        "image_size": 64,
+        "taps": ("stage5", "stage4"),
+        "pooling": "avg_max",
+        "text_encoder": "gru",
+        "text_units": 128,
+        "dim": 256,
+        "feature_norm": True,
+        "batch_size": 128,
+        "epochs": 8,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-4,
+        "flip": True,
+    },
+    # A small CLIP from scratch.
+    "tiny_clip": {
         "clip": "tiny",
         "projection": "none",
         "batch_size": 64,

@@ -1,0 +1,41 @@
+"""Trains a dual encoder, step by step: what `tf-fashion train dual` does, as a program to read and change.
+
+python scripts/train_dual.py --data runs/wardrobe-fashion_gen --out runs/mine
+"""
+
+import argparse
+import sys
+
+from tf_fashion.cli import add_dual_arguments, dual_config, run_and_explain
+from tf_fashion.core.quiet import import_tensorflow_quietly
+
+
+def train(args: argparse.Namespace) -> int:
+    """Data, model, `fit`, results."""
+    import_tensorflow_quietly()
+    from tf_fashion.training.dual import DualRun, finish_dual
+    from tf_fashion.training.runs import unused_parts_expected
+
+    run = DualRun(dual_config(args))
+    run.load_pictures()
+    model = run.build_model()
+    state = run.prepare_state()
+    if state.epochs_left:
+        with unused_parts_expected():
+            model.fit(
+                run.training_data(state.initial_epoch),
+                initial_epoch=state.initial_epoch,
+                epochs=run.config.epochs,
+                steps_per_epoch=run.steps,
+                callbacks=run.callbacks(),
+                verbose=run.verbosity,
+                shuffle=False,
+            )
+    finish_dual(run, model)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_dual_arguments(parser)
+    sys.exit(run_and_explain(train, parser.parse_args()))
