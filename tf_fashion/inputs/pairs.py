@@ -132,7 +132,8 @@ def pair_batches(
         name = "features" if source.suffix == "features" else "image"
         inputs = {name: gather(chosen["image"], seeds), "text": chosen["text"]}
         if prompt_tokens is not None:
-            inputs |= {"concept_ids": chosen["concepts"], "concept_text": tf.gather(prompt_tokens, chosen["prompts"])}
+            inputs |= {"concept_ids": chosen["concepts"], "concept_prompts": chosen["prompts"]}
+            inputs["concept_text"] = tf.gather(prompt_tokens, chosen["prompts"])
         return inputs, chosen["label"]
 
     epochs_left = tf.data.Dataset.range(initial_epoch, epochs)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_fashion.core.errors import UsageError
+from tf_fashion.inputs.bpe import CLIPTokenizer
 from tf_fashion.layers import PROJECTIONS, ProjectionHead, l2_normalize
 from tf_fashion.losses import LOSSES, all_gather
 from tf_fashion.losses.concept import WEIGHTINGS, ConceptLoss, weigh_losses
@@ -65,7 +66,8 @@ class DualEncoder(RetrievalModel):
     Call arguments:
         inputs: Dictionary with `image`, float `(batch, size, size, 3)` in 0..255, or `features`, what `encode_image` gives; `text`, int
             `(batch, steps)` token ids; in training with a concept loss also `concept_text`, int `(batch, slots, steps)`, the token ids
-            of the concepts' prompts, and `concept_ids`, int `(batch, slots)`, rows of the prototypes, -1 for none.
+            of the concepts' prompts, and `concept_ids`, int `(batch, slots)`, rows of the prototypes, -1 for none;
+            `concept_prompts`, int `(batch, slots)`, equal for equal prompts, saves embedding each of them more than once.
         training: As in every Keras layer.
 
     Returns:
@@ -167,6 +169,20 @@ class DualEncoder(RetrievalModel):
             return embeddings
         return tf.reshape(embeddings, tf.concat([shape[:-1], [self.dim]], 0))
 
+    def embed_concepts(self, token_ids: Any, prompts: Any = None, training: bool | None = False) -> Any:
+        """Embeddings float32 `(batch, slots, dim)` of prompts' token ids `(batch, slots, steps)`.
+
+        With `prompts`, int `(batch, slots)`, equal for equal prompts, each of them is embedded once.
+        """
+        if prompts is None:
+            return self.embed_text(token_ids, training)
+        numbers, place = tf.unique(tf.reshape(prompts, (-1,)))
+        count = tf.size(numbers)
+        first = tf.math.unsorted_segment_min(tf.range(tf.size(place)), place, count)
+        rows = tf.gather(tf.reshape(token_ids, (-1, tf.shape(token_ids)[-1])), first)
+        embeddings = tf.gather(self.embed_text(rows, training), place)
+        return tf.reshape(embeddings, (-1, prompts.shape[1], self.dim))
+
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         outputs = {}
         if "features" in inputs:
@@ -176,7 +192,7 @@ class DualEncoder(RetrievalModel):
         if "text" in inputs:
             outputs["text"] = self.embed_text(inputs["text"], training)
         if "concept_text" in inputs:
-            outputs["concept"] = self.embed_text(inputs["concept_text"], training)
+            outputs["concept"] = self.embed_concepts(inputs["concept_text"], inputs.get("concept_prompts"), training)
         if not outputs:
             raise UsageError(f"Expected 'image', 'features' or 'text' among the inputs; found {sorted(inputs)}.")
         return outputs
@@ -327,7 +343,8 @@ class DualEncoder(RetrievalModel):
         else:
             encoders["image"] = (lambda rows: self.embed_image(rows, True), x["image"])
         if "concept_text" in x:
-            encoders["concept"] = (lambda rows: self.embed_text(rows, True), x["concept_text"])
+            rows = {name: x[name] for name in ("concept_text", "concept_prompts") if name in x}
+            encoders["concept"] = (lambda rows: self.embed_concepts(rows["concept_text"], rows.get("concept_prompts"), True), rows)
 
         def loss_of(*embeddings: Any) -> tuple[Any, Any]:
             outputs = dict(zip(encoders, embeddings, strict=True))
@@ -376,7 +393,7 @@ class DualEncoder(RetrievalModel):
 
 def token_ids(tokenizer: Any, texts: Any) -> tf.Tensor:
     """Token ids int32 `(n, steps)` by either kind of tokeniser; eagerly where `texts` are given as Python or NumPy strings."""
-    if hasattr(tokenizer, "encode_graph"):
+    if isinstance(tokenizer, CLIPTokenizer):
         if isinstance(texts, tf.Tensor):
             return tokenizer.encode_graph(texts)
         return tf.constant(tokenizer.encode([str(text) for text in texts]))
