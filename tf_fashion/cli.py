@@ -820,15 +820,18 @@ def build_parser() -> argparse.ArgumentParser:
     search = _parser(
         verbs,
         "search",
-        "search a folder with a photo and a sentence",
-        'tf-fashion search --model model.keras --gallery photos --photo dress.jpg --text "is red and longer" --sheet found.png',
+        "search a folder by words, by a photo, or by a photo and a sentence",
+        "With a model of `train composed`, a photo and a sentence that says what should be different:\n"
+        '  tf-fashion search --model model.keras --gallery photos --photo dress.jpg --text "is red and longer" --sheet found.png\n\n'
+        "With a model of `train dual`, words, a photo, or the sum of both:\n"
+        '  tf-fashion search --model dual.keras --gallery photos --text "a red summer dress" --sheet found.png',
     )
     search.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
     where = search.add_mutually_exclusive_group(required=True)
     where.add_argument("--gallery", metavar="DIR", help="folder of photos to search")
-    where.add_argument("--index", metavar="DIR", help="what `tf-fashion embed` wrote")
-    search.add_argument("--photo", required=True, metavar="FILE", help="the reference photo")
-    search.add_argument("--text", default="", help="what should be different")
+    where.add_argument("--index", metavar="PATH", help="what `tf-fashion embed` wrote (`embed dual`: its file of images)")
+    search.add_argument("--photo", metavar="FILE", help="the reference photo (with a model of `train dual`: find alike ones)")
+    search.add_argument("--text", default="", help="what should be different (with a model of `train dual`: what is wanted)")
     search.add_argument(
         "--then",
         action="append",
@@ -847,7 +850,7 @@ def build_parser() -> argparse.ArgumentParser:
         verbs,
         "export",
         "write a SavedModel for serving",
-        "Writes a SavedModel whose signatures take `image_bytes` and `text`: decoding, resizing and tokenising are inside.",
+        "Writes a SavedModel, whose signatures take `image_bytes` and `text`: decoding, resizing and tokenising are inside.",
     )
     export.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the SavedModel (for TensorFlow Serving: MODEL/1)")
@@ -1179,10 +1182,13 @@ def _search(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     import_tensorflow_quietly()
-    from tf_fashion.serving.export import export_composed
-    from tf_fashion.training.commands import load_composed
+    from tf_fashion.models import DualEncoder
+    from tf_fashion.models.base import RetrievalModel, load_as
+    from tf_fashion.serving.export import export_composed, export_dual
 
-    print(f"The SavedModel is in {export_composed(load_composed(args.model), args.out)}")
+    model = load_as(args.model, RetrievalModel)
+    folder = export_dual(model, args.out) if isinstance(model, DualEncoder) else export_composed(model, args.out)
+    print(f"The SavedModel is in {folder}")
     return 0
 
 

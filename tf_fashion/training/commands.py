@@ -14,8 +14,9 @@ from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
-from tf_fashion.models.base import load_path
+from tf_fashion.models.base import RetrievalModel, load_as, load_path
 from tf_fashion.models.composed import load_composed
+from tf_fashion.models.dual import DualEncoder
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex
@@ -23,6 +24,7 @@ from tf_fashion.retrieval.protocol import get_protocol
 from tf_fashion.serving.session import SearchSession
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run
+from tf_fashion.training.dual_commands import search_dual
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
 from tf_fashion.training.results import write_features, write_results
 from tf_fashion.training.runs import versions
@@ -169,7 +171,7 @@ def search_folder(
     model_path: str,
     gallery: str | None,
     index_folder: str | None,
-    photo: str,
+    photo: str | None,
     text: str,
     top: int = 8,
     sheet: str | None = None,
@@ -184,9 +186,16 @@ def search_folder(
     """
     if top < 1:
         raise UsageError(f"--top: expected at least 1, found {top}.")
-    if not Path(photo).is_file():
+    if photo is not None and not Path(photo).is_file():
         raise UsageError(f"--photo {photo}: no such file.")
-    embedder = Embedder(load_composed(load_path(model_path)))
+    model = load_as(model_path, RetrievalModel)
+    if isinstance(model, DualEncoder):
+        if then:
+            raise UsageError("--then needs a model of `train composed`: a dual encoder does not compose photos with sentences.")
+        return search_dual(model, gallery, index_folder, photo, text, top, sheet, skip_bad_images, progress)
+    if photo is None:
+        raise UsageError("--photo is missing: this model composes a photo with a sentence. A model of `train dual` searches by words.")
+    embedder = Embedder(model)
     spec = embedder.model.image_encoder.image_spec
     load_image(Path(photo), spec)
     if index_folder is not None:

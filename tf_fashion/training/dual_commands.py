@@ -21,9 +21,11 @@ from tf_fashion.datasets.json_lines import read_lines
 from tf_fashion.datasets.pictures import PictureStore
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureCache, default_cache, image_batches
+from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.unpacked import picture_paths
-from tf_fashion.models.dual import load_dual
+from tf_fashion.models.dual import DualEncoder, load_dual
 from tf_fashion.reports.dual import directions_table, leaderboard_table
+from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table
 from tf_fashion.retrieval.dual import dual_truth, evaluate_dual, summarise_dual
 from tf_fashion.retrieval.dual_protocol import DualProtocol, get_dual_protocol
@@ -36,7 +38,7 @@ from tf_fashion.retrieval.predictions import (
     write_predictions,
     write_scores,
 )
-from tf_fashion.retrieval.search import Metric, Precision
+from tf_fashion.retrieval.search import Metric, Precision, top_k
 from tf_fashion.retrieval.zero_shot import FASHION_TEMPLATES, class_embeddings, classify, score_classes
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.dual import open_data
@@ -326,6 +328,54 @@ def embed_dual(
         written += _write_both(folder, TEXTS_NAME, sentences[0], values, "query_id", formats, dtype, progress)
         parts.remove()
     return written
+
+
+def search_dual(
+    model: DualEncoder,
+    gallery: str | None,
+    features: str | None,
+    photo: str | None,
+    text: str,
+    top: int = 8,
+    sheet: str | None = None,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+) -> str:
+    """Finds the photos that a text, a photo, or both (the sum of their embeddings) ask for; returns a table.
+
+    See `tf-fashion search --help`.
+
+    Raises:
+        UsageError: neither text nor photo, or a feature file of another width.
+    """
+    if not text.strip() and photo is None:
+        raise UsageError("There is nothing to search for: give --text, --photo, or both.")
+    embedder = DualEmbedder(model)
+    query = np.zeros((1, model.dim), np.float32)
+    if photo is not None:
+        query += embedder.features(embedder.encode(load_image(Path(photo), model.image_encoder.image_spec)[None]).numpy())
+    if text.strip():
+        query += embedder.texts([text])
+    paths: dict[str, Path] = {}
+    if features is not None:
+        file = read_feature_file(features, "image_id", progress)
+        ids, values = [str(image_id) for image_id in file.ids], file.values
+        if values.shape[1] != model.dim:
+            raise UsageError(f"--index {features}: its features are {values.shape[1]} wide, the model's {model.dim}. Embed again.")
+    else:
+        paths, bad = photos_of(str(gallery), progress)
+        bad += audit_images(paths, model.image_encoder.image_spec, progress=progress)
+        refuse_or_report(bad, (Path(sheet).parent if sheet else Path.cwd()) / "bad_images.csv", skip_bad_images)
+        wrong = {image.id for image in bad}
+        ids = [image_id for image_id in paths if image_id not in wrong]
+        values = embedder.images([paths[image_id] for image_id in ids], progress)
+    scores, places = top_k(_units(query), np.asarray(values, np.float32), min(top, len(ids)))
+    found = [ids[place] for place in places[0]]
+    if sheet:
+        row = SheetRow(Path(photo) if photo else None, text, [paths.get(i) for i in found], found, [float(x) for x in scores[0]])
+        retrieval_sheet(sheet, [row], title="Search", columns=min(top, 8), show_ids=True)
+    rows = [[rank, i, float(score), str(paths.get(i, ""))] for rank, (i, score) in enumerate(zip(found, scores[0], strict=True), 1)]
+    return format_table(["rank", "id", "score", "file"], rows, digits=4)
 
 
 def predict_zero_shot(
