@@ -23,9 +23,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_fashion.core.errors import DataError, MissingExtraError, UsageError
 from tf_fashion.core.files import atomic_write
+from tf_fashion.inputs.bpe_graph import BytePairGraph, split_classes
 
 OPENAI_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 OPENAI_MERGES = 48_894
@@ -42,6 +44,7 @@ END_OF_WORD = "</w>"
 # Texts of these characters come out of the repair as they went in.
 PLAIN = r"[\t\n\f -%'-~]*"
 _PLAIN = re.compile(PLAIN)
+_HUGE = re.compile(r"&#0*[1-9][0-9]{7,}")
 
 
 def byte_symbols() -> list[str]:
@@ -61,10 +64,13 @@ def _symbols_by_byte() -> list[str]:
     return [chr(byte) if number < 188 else chr(256 + number - 188) for byte, number in enumerate(byte_ids())]
 
 
-def split_pattern(markers: Sequence[str], letter: str = r"\p{L}", number: str = r"\p{N}", space: str = r"\s") -> str:
-    """CLIP's regular expression for pieces, to be used without regard to case; the three classes may be spelled out."""
-    alternatives = [*map(re.escape, markers), "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
-    return "|".join([*alternatives, f"[{letter}]+", f"[{number}]", f"[^{space}{letter}{number}]+"])
+def split_pattern(markers: Sequence[str], letter: str = r"\p{L}", number: str = r"\p{N}", other: str = r"^\s\p{L}\p{N}") -> str:
+    """CLIP's regular expression for pieces, to be compiled by `regex` with IGNORECASE, which also acts on brackets.
+
+    For other programs the insides of the three brackets are spelled out as `regex` reads them.
+    """
+    spelled = "|".join([*map(re.escape, markers), "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"])
+    return f"(?i:{spelled})|[{letter}]+|[{number}]|[{other}]+"
 
 
 def import_cleaners() -> tuple[Any, Any]:
@@ -92,8 +98,16 @@ def clean(text: str) -> str:
     """
     ftfy, regex = import_cleaners()
     if not _PLAIN.fullmatch(text):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = ftfy.fix_text(text)
+        for _ in range(2):
+            # Python refuses to read numbers of thousands of digits; all beyond Unicode are alike.
+            text = html.unescape(_HUGE.sub("&#99999999", text))
     return regex.sub(r"\s+", " ", text.strip()).strip().lower()
+
+
+def _without_surrogates(text: str) -> str:
+    """Pairs of surrogates as the characters they mean, single ones, which UTF-8 does not have, as U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class BytePairs:
@@ -309,6 +323,7 @@ class CLIPTokenizer(keras.layers.Layer):
         self.sha256 = sha256
         self._pairs = BytePairs(self.merges)
         self._pattern: Any = None
+        self._graph: BytePairGraph | None = None
         self.supports_jit = False
         self._convert_input_args = False
         self._allow_non_tensor_positional_args = True
@@ -389,7 +404,7 @@ class CLIPTokenizer(keras.layers.Layer):
         """
         if isinstance(texts, (str, bytes)):
             raise UsageError(f"CLIPTokenizer.encode: expected a list of texts, found the single text {texts[:80]!r}.")
-        special = dict(zip(MARKERS[self.markers], (self.start_id, self.end_id), strict=True))
+        special = self._special
         rows = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(rows, texts, strict=True):
             if isinstance(text, bytes):
@@ -408,6 +423,53 @@ class CLIPTokenizer(keras.layers.Layer):
                     ids[-1] = self.end_id
             row[: len(ids)] = ids
         return rows
+
+    @property
+    def _special(self) -> dict[str, int]:
+        return dict(zip(MARKERS[self.markers], (self.start_id, self.end_id), strict=True))
+
+    def encode_graph(self, texts: Any) -> tf.Tensor:
+        """Ids of texts, in a graph (tf.data, tf.function, SavedModel) or eagerly; equal to those of `encode`.
+
+        Give whole batches. Texts of printable ASCII without "&" skip the repair. The tables are made at the first call, which
+        takes seconds, and become part of a graph, which then needs neither `ftfy` nor `regex`; a tf.data pipeline prepares the
+        graph anew for each pass, so ids that do not change from epoch to epoch are better made once, with `encode`.
+
+        Args:
+            texts: string (n,); what is no UTF-8 counts as U+FFFD.
+
+        Returns:
+            int32 (n, context_length).
+
+        Raises:
+            UsageError: not a vector.
+            MissingExtraError: `ftfy` or `regex` is not installed.
+        """
+        if isinstance(texts, (list, tuple, np.ndarray)):
+            texts = [_without_surrogates(text) if isinstance(text, str) else text for text in texts]
+        texts = tf.convert_to_tensor(texts, tf.string)
+        if texts.shape.rank != 1:
+            raise UsageError(f"CLIPTokenizer: expected a vector of texts, found the shape {texts.shape}.")
+        if self._graph is None:
+            ftfy, regex = import_cleaners()
+            self._graph = BytePairGraph(
+                ftfy,
+                split_pattern(MARKERS[self.markers], **split_classes(regex)),
+                PLAIN,
+                byte_ids(),
+                self._pairs.pairs,
+                self._special,
+                self.vocabulary_size,
+                self.context_length,
+                self.truncation == "keep_end",
+            )
+        return tf.ensure_shape(self._graph(texts), (texts.shape[0], self.context_length))
+
+    def call(self, texts: Any) -> tf.Tensor:
+        return self.encode_graph(texts)
+
+    def compute_output_spec(self, texts: Any) -> keras.KerasTensor:
+        return keras.KerasTensor((texts.shape[0], self.context_length), "int32")
 
     def get_config(self) -> dict[str, Any]:
         return {
