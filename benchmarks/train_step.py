@@ -8,6 +8,10 @@ python benchmarks/train_step.py --fashion-iq-2020 [--against-torch PYTHON]
                                                  3,512 words, sentences of 13; and the same step in PyTorch, in turns, with an
                                                  interpreter that has it (benchmarks/torch_tirg.py: three passes of the trunk, as
                                                  released; --skip-unused-pass: two)
+python benchmarks/train_step.py --clip [--against-torch PYTHON] [--clip-model ViT-L/14] [--tokens 48]
+                                                 CLIP: both towers trained along with the contrastive loss and AdamW, captions padded
+                                                 to 77, of which ours leaves out what is behind the longest (--tokens), and once more
+                                                 with all 77; in turns with HuggingFace's CLIPModel (benchmarks/torch_clip.py)
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import os
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +33,20 @@ def main() -> None:
     parser.add_argument("--composer", default="tirg")
     parser.add_argument("--val", action="store_true", help="VAL with its two published backbones instead")
     parser.add_argument("--fashion-iq-2020", action="store_true", help="the FashionIQ 2020 entry instead")
-    parser.add_argument("--against-torch", metavar="PYTHON", help="with --fashion-iq-2020: an interpreter that has PyTorch")
+    parser.add_argument("--clip", action="store_true", help="CLIP instead")
+    parser.add_argument("--clip-model", default="ViT-B/32", help="with --clip: ViT-B/32, ViT-B/16 or ViT-L/14")
+    parser.add_argument("--tokens", type=int, default=48, help="with --clip: tokens of the longest caption of the batch")
+    parser.add_argument(
+        "--against-torch",
+        metavar="PYTHON",
+        help="with --fashion-iq-2020 or --clip: an interpreter that has PyTorch (with --clip also transformers)",
+    )
     parser.add_argument("--skip-unused-pass", action="store_true", help="PyTorch's step without the pass whose result is not used")
-    parser.add_argument("--batch", type=int, default=8, help="with --fashion-iq-2020: triplets per step")
+    parser.add_argument("--batch", type=int, default=8, help="with --fashion-iq-2020 or --clip: examples per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two of warm-up")
     arguments = parser.parse_args()
-    if arguments.against_torch and not arguments.fashion_iq_2020:
-        parser.error("--against-torch needs --fashion-iq-2020")
+    if arguments.against_torch and not (arguments.fashion_iq_2020 or arguments.clip):
+        parser.error("--against-torch needs --fashion-iq-2020 or --clip")
 
     from tf_fashion.core.quiet import import_tensorflow_quietly
 
@@ -47,6 +59,9 @@ def main() -> None:
 
     if arguments.fashion_iq_2020:
         fashion_iq_2020(arguments)
+        return
+    if arguments.clip:
+        clip(arguments)
         return
 
     random = np.random.default_rng(0)
@@ -128,8 +143,6 @@ def fashion_iq_2020(arguments: argparse.Namespace) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tf_fashion.reports.tables import format_table
-
     tf.config.threading.set_intra_op_parallelism_threads(2)
     model = entry_model()
     random, batch = np.random.default_rng(0), arguments.batch
@@ -137,45 +150,112 @@ def fashion_iq_2020(arguments: argparse.Namespace) -> None:
     inputs["text"] = random.integers(3, 3512, (batch, 13)).astype("int32")
     data = tf.data.Dataset.from_tensors((inputs, tf.range(batch))).repeat()
 
+    torch = None
+    if arguments.against_torch:
+        options = ["--batch", str(batch), *["--skip-unused-pass"] * arguments.skip_unused_pass]
+        torch = TorchStep(arguments.against_torch, "torch_tirg.py", options)
+    found = in_turns({f"ours, two passes ({model.count_params():,} weights)": fit_step(model, data)}, torch, arguments.steps)
+    if torch is not None:
+        torch.close()
+        found[f"PyTorch, {'two passes' if arguments.skip_unused_pass else 'three passes as released'}"] = found.pop("PyTorch")
+    print_steps("step of the FashionIQ 2020 entry", found, batch, "triplets")
+
+
+def clip(arguments: argparse.Namespace) -> None:
+    """Times a step of CLIP, with and without the padding, in turns with PyTorch's if its interpreter is given."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_fashion.encoders.clip import CLIP_CONFIGS, CLIPImageEncoder, CLIPTextEncoder
+    from tf_fashion.models.dual import DualEncoder
+    from tf_fashion.training.optimizers import GroupedAdamW
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    config, batch = CLIP_CONFIGS[arguments.clip_model], arguments.batch
+    random = np.random.default_rng(0)
+    token_ids = np.zeros((batch, 77), np.int32)
+    for row, tokens in enumerate(np.linspace(arguments.tokens, arguments.tokens // 3, batch).astype(int)):
+        token_ids[row, :tokens] = [49406, *random.integers(320, 49000, tokens - 2), 49407]
+    images = random.uniform(0, 255, (batch, config.image_resolution, config.image_resolution, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensors(({"image": images, "text": token_ids}, tf.range(batch))).repeat()
+    model = DualEncoder(CLIPImageEncoder(config), CLIPTextEncoder(config))
+    model.compile(GroupedAdamW(1e-5, 0.001, 0.9, 0.98, 1e-6))
+
+    torch = None
+    if arguments.against_torch:
+        options = ["--batch", str(batch), "--tokens", str(arguments.tokens), "--model", arguments.clip_model]
+        torch = TorchStep(arguments.against_torch, "torch_clip.py", options)
+    weights = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    for trim, name in ((True, f"ours ({weights:,} weights)"), (False, "ours, padding not trimmed")):
+        model.text_encoder.trim_padding = trim
+        model.make_train_function(force=True)
+        found = in_turns({name: fit_step(model, data)}, torch, arguments.steps)
+        if torch is not None:
+            found["PyTorch, HuggingFace's CLIPModel"] = found.pop("PyTorch")
+        print_steps(f"step of {arguments.clip_model}, longest caption {arguments.tokens} of 77", found, batch, "pairs")
+    if torch is not None:
+        torch.close()
+
+
+class TorchStep:
+    """A program that runs one step of PyTorch for each line that it is sent."""
+
+    def __init__(self, python: str, program: str, options: list[str]) -> None:
+        passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        command = [python, str(Path(__file__).with_name(program)), "--serve", *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=passive)
+        self.process.stdout.readline()
+
+    def __call__(self) -> tuple[float, float]:
+        print("step", file=self.process.stdin, flush=True)
+        told = json.loads(self.process.stdout.readline())
+        return told["cpu"], told["wall"]
+
+    def close(self) -> None:
+        """Ends the program."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def fit_step(model: Any, data: Any) -> Callable[[], tuple[float, float]]:
+    """A function that trains for one step and returns its CPU-seconds and seconds."""
+
     def step() -> tuple[float, float]:
         start, clock = time.process_time(), time.perf_counter()
         model.fit(data, steps_per_epoch=1, epochs=1, verbose=0, shuffle=False)
         return time.process_time() - start, time.perf_counter() - clock
 
-    torch = None
-    if arguments.against_torch:
-        command = [arguments.against_torch, str(Path(__file__).with_name("torch_tirg.py")), "--serve", "--batch", str(batch)]
-        passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-        torch = subprocess.Popen(
-            command + ["--skip-unused-pass"] * arguments.skip_unused_pass,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=passive,
-        )
-        torch.stdout.readline()
-    for _ in range(2):
+    return step
+
+
+def in_turns(
+    steps: dict[str, Callable[[], tuple[float, float]]], torch: TorchStep | None, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """CPU-seconds and seconds of every step in every round, after two of warm-up; PyTorch, which warms itself up, last."""
+    for step in list(steps.values()) * 2:
         step()
-    ours, theirs = [], []
-    for _ in range(arguments.steps):
-        ours.append(step())
-        if torch is not None:
-            print("step", file=torch.stdin, flush=True)
-            told = json.loads(torch.stdout.readline())
-            theirs.append((told["cpu"], told["wall"]))
-    rows = []
-    for name, found in ((f"ours, two passes ({model.count_params():,} weights)", ours), ("PyTorch", theirs)):
-        if found:
-            spent, wall = (statistics.median(column) for column in zip(*found, strict=True))
-            rows.append([name, spent, wall, batch / spent])
-    if torch is not None:
-        torch.stdin.close()
-        torch.wait()
-        rows[1][0] += ", two passes" if arguments.skip_unused_pass else ", three passes as released"
+    steps = {**steps, **({"PyTorch": torch} if torch is not None else {})}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            found[name].append(step())
+    return found
+
+
+def print_steps(heading: str, found: dict[str, list[tuple[float, float]]], batch: int, what: str) -> None:
+    """The medians as a table; ratios to the last row if there are several."""
+    from tf_fashion.reports.tables import format_table
+
+    rows: list[list[Any]] = []
+    for name, times in found.items():
+        spent, wall = (statistics.median(column) for column in zip(*times, strict=True))
+        rows.append([name, spent, wall, batch / spent])
+    columns = [heading, "CPU-s", "s", f"{what} per CPU-s"]
+    if len(rows) > 1:
+        columns.append("CPU-s against PyTorch")
         for row in rows:
-            row.append(row[1] / rows[1][1])
-    columns = ["step of the FashionIQ 2020 entry", "CPU-s", "s", "triplets per CPU-s", "CPU-s against PyTorch"]
-    print(format_table(columns[: len(rows[0])], rows, style="markdown", digits=3))
+            row.append(row[1] / rows[-1][1])
+    print(format_table(columns, rows, style="markdown", digits=3))
 
 
 CASES = [
