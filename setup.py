@@ -18,7 +18,7 @@ TUNE = [
 ]
 HUB = ["tensorflow-hub>=0.16.1"]
 WEIGHTS = ["safetensors>=0.4"]
-CLIP = ["keras-hub>=0.32,<0.33", "ftfy>=6.2,<7", "regex>=2024.5", *WEIGHTS]
+CLIP = ["keras-hub>=0.32,<0.33", "ftfy>=6.3,<6.4", "regex>=2024.5", *WEIGHTS]
 CONCEPTS = ["textblob>=0.20,<1"]
 DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *CLIP, *CONCEPTS, *TUNE]
 

@@ -123,7 +123,7 @@ CLIP_CONFIGS: dict[str, CLIPConfig] = {
     "ViT-L/14": CLIPConfig(
         embed_dim=768, vision_layers=24, vision_width=1024, vision_patch_size=14, transformer_width=768, transformer_heads=12
     ),
-    "tiny": CLIPConfig(128, 64, 4, 192, 8, 32, 49408, 128, 2, 3),
+    "tiny": CLIPConfig(128, 64, 4, 192, 16, 32, 49408, 128, 2, 3),
 }
 """Name of a model -> its sizes: OpenAI's ViTs, and "tiny", which learns from scratch on some thousand small pictures."""
 

@@ -312,11 +312,12 @@ class ComposedRun(TrainingRun):
         """Gives the model its optimizer and objective: the visual-semantic part alone, or all of it."""
         config = self.config
         epochs = config.pretrain_epochs if pretraining else config.epochs
-        optimizer = make_optimizer(config, self.steps * epochs, self.steps)
         weights = {"matching_weight": 1.0, "semantic_weight": config.semantic_weight, "semantic_with": config.semantic_with}
         if pretraining:
             weights = {"matching_weight": 0.0, "semantic_weight": 1.0, "semantic_with": "target"}
         with self.scope():
+            # An optimizer belongs to the strategy in whose scope it is made.
+            optimizer = make_optimizer(config, self.steps * epochs, self.steps)
             self.model.compile(optimizer, made("--loss-option", LOSSES.get(config.loss), config.loss_options), **weights)
 
     def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:

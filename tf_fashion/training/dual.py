@@ -275,10 +275,11 @@ class DualRun(TrainingRun):
     def compile(self) -> None:
         """Gives the model its optimizer and objective."""
         config = self.config
-        optimizer = make_optimizer(config, self.steps * config.epochs, self.steps)
         loss = made("--loss-option", LOSSES.get(config.loss), config.loss_options)
         concept_loss = made("--concept-option", ConceptLoss, config.concept_options) if config.concept_loss else None
         with self.scope():
+            # An optimizer belongs to the strategy in whose scope it is made.
+            optimizer = make_optimizer(config, self.steps * config.epochs, self.steps)
             self.model.compile(
                 optimizer,
                 loss,
