@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from tf_fashion.cli import build_parser, dual_config, main
@@ -24,7 +23,7 @@ SMALL = ["--batch-size", "16", "--image-size", "32", "--dim", "24", "--word-dim"
 @pytest.fixture(scope="module")
 def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "wardrobe"
-    return draw_wardrobe(folder, items=160, size=40, layout="fashion_gen", progress=False, workers=1)
+    return draw_wardrobe(folder, items=120, size=40, layout="fashion_gen", progress=False, workers=1)
 
 
 def train(data: Path, out: Path, *options: str, quick: bool = True) -> int:
@@ -78,57 +77,65 @@ def _arguments(data: Path, out: Path) -> list[str]:
     return ["train", "dual", "--data", str(data), "--out", str(out), "--quiet", *SMALL, "--epochs", "2", "--concept-loss"]
 
 
-def test_the_original_recipe_runs_with_a_tiny_clip(wardrobe: Path, tmp_path: Path) -> None:
-    sizes = tmp_path / "clip.json"
-    names = ("embed_dim", "image_resolution", "vision_layers", "vision_width", "vision_patch_size", "context_length")
-    values = dict(zip(names, (16, 32, 1, 64, 16, 24), strict=True))
-    sizes.write_text(
-        json.dumps({**values, "vocab_size": 600, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 1})
-    )
-    options = ["--preset", "fashion_klip_original", "--clip", str(sizes), "--bpe-size", "600", "--epochs", "1", "--evaluate-every", "9"]
-    assert (
-        main(["train", "dual", "--data", str(wardrobe), "--out", str(tmp_path / "o"), "--quiet", "--batch-size", "32", *options]) == 0
-    )
-    row = (tmp_path / "o" / "history.csv").read_text().splitlines()
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of a CLIP that is built in seconds."""
+    values = {"embed_dim": 16, "image_resolution": 32, "vision_layers": 1, "vision_width": 64, "vision_patch_size": 16}
+    values |= {"context_length": 24, "vocab_size": 600, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 1}
+    sizes = tmp_path_factory.mktemp("clip") / "clip.json"
+    sizes.write_text(json.dumps(values))
+    rest = [
+        "--bpe-size",
+        "600",
+        "--epochs",
+        "1",
+        "--evaluate-every",
+        "9",
+        "--precision",
+        "float32",
+        "--quiet",
+        "--no-report",
+        "--no-export",
+    ]
+    return ["--clip", str(sizes), *rest]
+
+
+def train_clip(data: Path, out: Path, *options: str) -> Path:
+    assert main(["train", "dual", "--data", str(data), "--out", str(out), *options]) == 0
+    return out
+
+
+def test_the_original_recipe_runs_with_a_tiny_clip(wardrobe: Path, tmp_path: Path, clip: list[str]) -> None:
+    out = train_clip(wardrobe, tmp_path / "o", "--preset", "fashion_klip_original", "--batch-size", "32", *clip)
+    row = (out / "history.csv").read_text().splitlines()
     logged = dict(zip(row[0].split(","), row[1].split(","), strict=True))
     assert float(logged["concept_loss"]) > 0 and np.isfinite(float(logged["loss"]))
-    assert load_dual(tmp_path / "o" / "model.keras").tokenizer.truncation == "original"
+    assert load_dual(out / "model.keras").tokenizer.truncation == "original"
 
 
-def test_large_batches_in_small_parts_train_alike(wardrobe: Path, tmp_path: Path) -> None:
-    plain = ["--preset", "tiny_clip", "--clip", "tiny", "--bpe-size", "600", "--image-size", "32", "--seed", "1", "--epochs", "1"]
-    plain += ["--learning-rate", "1e-4", "--optimizer-option", "epsilon=1e-3", "--precision", "float32", "--quiet", "--no-report"]
-    outs = []
-    for name, sizes in (("whole", ["--batch-size", "48"]), ("parts", ["--batch-size", "20", "--global-batch", "48"])):
-        outs.append(tmp_path / name)
-        assert main(["train", "dual", "--data", str(wardrobe), "--out", str(outs[-1]), "--no-export", *plain, *sizes]) == 0
-    for ours, theirs in zip(*map(weights_of, outs), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+def test_parts_and_replicas_train_as_one_batch(wardrobe: Path, tmp_path: Path, clip: list[str]) -> None:
+    # With a larger epsilon the rounding noise of gradients near zero is not blown up into steps.
+    common = ["--preset", "tiny_clip", *clip, "--learning-rate", "1e-4", "--optimizer-option", "epsilon=1e-3", "--concept-loss"]
+    whole = weights_of(train_clip(wardrobe, tmp_path / "whole", *common, "--batch-size", "48"))
+    parts = weights_of(train_clip(wardrobe, tmp_path / "parts", *common, "--batch-size", "20", "--global-batch", "48"))
+    two = ["--batch-size", "48", "--strategy", "mirrored", "--devices", "cpu:0,cpu:1"]
+    replicas = weights_of(train_clip(wardrobe, tmp_path / "two", *common, *two))
+    for ours, by_parts, by_replicas in zip(whole, parts, replicas, strict=True):
+        np.testing.assert_allclose(by_parts, ours, atol=5e-6)
+        np.testing.assert_allclose(by_replicas, ours, atol=5e-6)
 
 
-def test_two_replicas_train_as_one_process(wardrobe: Path, tmp_path: Path) -> None:
-    if len(tf.config.list_logical_devices("CPU")) < 2:
-        pytest.skip("needs two logical CPUs")
-    common = ["--preset", "tiny_clip", "--clip", "tiny", "--bpe-size", "600", "--image-size", "32", "--epochs", "1", "--concept-loss"]
-    common += ["--learning-rate", "1e-4", "--optimizer-option", "epsilon=1e-3", "--precision", "float32", "--quiet", "--no-report"]
-    common += ["--batch-size", "24", "--no-export"]
-    outs = []
-    for name, more in (("one", []), ("two", ["--strategy", "mirrored", "--devices", "cpu:0,cpu:1"])):
-        outs.append(tmp_path / name)
-        assert main(["train", "dual", "--data", str(wardrobe), "--out", str(outs[-1]), *common, *more]) == 0
-    for ours, theirs in zip(*map(weights_of, outs), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_pictures_from_archives_train_like_files(wardrobe: Path, tmp_path: Path) -> None:
+def test_pictures_from_archives_are_used_like_files(wardrobe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tree = tmp_path / "npz"
     shutil.copytree(wardrobe, tree, ignore=shutil.ignore_patterns("images"))
     arrays = {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in sorted((wardrobe / "images").iterdir())}
     np.savez(tree / "train" / "train.40.npz", **arrays)
-    assert train(tree, tmp_path / "a", "--epochs", "1") == 0
-    assert train(wardrobe, tmp_path / "b", "--epochs", "1") == 0
-    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
-    assert first["categories"]["text to image"]["queries"] == second["categories"]["text to image"]["queries"]
+    run = DualRun(dual_config(build_parser().parse_args(_arguments(tree, tmp_path / "o"))))
+    run.load_pictures()
+    assert len(run.paths) == len(run.dataset.image_ids(["train", "val"]))
+    for image_id, path in list(run.paths.items())[::20]:
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), arrays[image_id])
 
 
 def test_missing_and_broken_pictures_are_listed(wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -147,6 +147,11 @@ class DualConfig(RunConfig):
             )
         if self.micro_batch and self.strategy != "none":
             raise UsageError("--global-batch and --strategy exclude each other: several replicas have a large batch without it.")
+        if self.micro_batch and self.feature_norm:
+            raise UsageError(
+                "--global-batch: the batch normalisation of --feature-norm would see a part of the batch only. Choose a preset without "
+                "it (tiny_clip, finetune, fashion_klip), or a larger --batch-size in place of --global-batch."
+            )
         if (self.loss == "sigmoid") != (self.bias is not None):
             raise UsageError(
                 "--loss sigmoid and --bias belong together (SigLIP begins with --bias -10 --scale 10). Give both or neither."
