@@ -11,7 +11,9 @@ evaluates them under a named protocol, and exports them. Without --data it first
 pictures with descriptions (runs/wardrobe-fashion_gen).
 
   bash scripts/run_fashion_gen.sh
-      the drawn wardrobe, a small network from scratch, with FashionKLIP's concept loss; a few minutes on two cores
+      the drawn wardrobe, a small network from scratch; a few minutes on two cores
+  bash scripts/run_fashion_gen.sh --concept-loss --out runs/concepts
+      with FashionKLIP's concept loss: concepts of the texts against pictures that stand for them
   bash scripts/run_fashion_gen.sh --data fashion_gen --images photos --weights imagenet --freeze-backbone
       a frozen ImageNet backbone whose features are computed once
   bash scripts/run_fashion_gen.sh --preset tiny_clip --out runs/tiny_clip
@@ -26,8 +28,7 @@ FashionGen's layout under --data:
   train/PREFIX_concepts_queries.jsonl, train/PREFIX_concepts_fathers.jsonl (concepts; `tf-fashion concepts mine` makes them)
 
 What is left in --out (default runs/fashion_gen): model.keras, export/1 (SavedModel), metrics.json, history.csv, sheet.png,
-report.html. The same command continues a run that was interrupted. The concept loss is on where DATA has concepts;
---no-concept-loss turns it off.
+report.html. The same command continues a run that was interrupted.
 
 All other options go to `tf-fashion train dual`; --help-all lists them.
 TEXT

@@ -111,8 +111,8 @@ def _add_batches(group: Any) -> None:
         "--augment",
         nargs="?",
         const="fashion_iq_2020",
-        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale; _legacy: nearest neighbour), val (mirror, "
-        "random crop) or val_mirror",
+        help="change training photos at random: fashion_iq_2020 (mirror, turn, shift, scale; _legacy: nearest neighbour), clip "
+        "(random resized crop), val (mirror, random crop) or val_mirror",
     )
 
 
@@ -1198,7 +1198,8 @@ def _weights_convert(args: argparse.Namespace) -> int:
 
     report = convert_weights(args.source, args.to, args.out, args.ema)
     print(report.format(limit=None if args.everything else 8))
-    print(f"The weights are in {args.out}. Use them with: --backbone {args.to} --weights {args.out}")
+    use = "train dual --clip SIZES.json" if args.to == "clip" else f"--backbone {args.to}"
+    print(f"The weights are in {args.out}. Use them with: {use} --weights {args.out}")
     return 0
 
 

@@ -6,13 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from tf_fashion.checkpoints.clip import clip_weights
 from tf_fashion.cli import build_parser, dual_config, main
 from tf_fashion.core.errors import UsageError
 from tf_fashion.datasets.wardrobe import draw_wardrobe
+from tf_fashion.encoders.clip import CLIPImageEncoder, CLIPTextEncoder
+from tf_fashion.inputs.bpe import CLIPTokenizer, learn_merges
 from tf_fashion.models import load_dual
 from tf_fashion.serving.export import ExportedDualEncoder
 from tf_fashion.training.dual import DualRun
@@ -175,7 +180,7 @@ def test_wrong_use_is_explained(wardrobe: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_presets_fill_in_what_belongs_together() -> None:
-    klip = config("--preset", "fashion_klip", "--weights", "ViT-B-32.pt")
+    klip = config("--preset", "fashion_klip", "--weights", "ViT-B-32.pt", "--bpe", "v.txt.gz")
     assert klip.image_is_clip and klip.text_encoder == "clip" and klip.projection == "none"
     assert (klip.learning_rate, klip.batch_size, klip.epochs, klip.weight_decay) == (1e-5, 32, 20, 1e-3)
     assert klip.schedule_options == {"warmup_steps": 500} and klip.concept_loss and klip.optimizer_options["beta_2"] == 0.98
@@ -189,3 +194,26 @@ def test_presets_fill_in_what_belongs_together() -> None:
     assert config("--batch-size", "8", "--global-batch", "64", "--preset", "tiny_clip").micro_batch == 8
     with pytest.raises(UsageError, match="feature-norm"):
         config("--global-batch", "999")
+
+
+def test_a_published_checkpoint_is_trained_along(
+    wardrobe: Path, tmp_path: Path, clip: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    tokenizer = CLIPTokenizer(learn_merges(["a red dress", "blue jeans and a green coat"] * 5, 540), context_length=24)
+    tokenizer.save(tmp_path / "vocabulary.txt.gz")
+    sizes = {**json.loads(Path(clip[1]).read_text()), "vocab_size": tokenizer.vocabulary_size}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    keras.utils.set_random_seed(77)
+    towers = CLIPImageEncoder(sizes), CLIPTextEncoder(sizes)
+    weights = clip_weights(*towers, 3.25)
+    save_file(weights, tmp_path / "clip.safetensors")
+    options = ["--clip", str(tmp_path / "sizes.json"), "--weights", str(tmp_path / "clip.safetensors"), "--quiet"]
+    arguments = ["train", "dual", "--data", str(wardrobe), "--out", str(tmp_path / "o"), "--batch-size", "16", *options]
+    run = DualRun(dual_config(build_parser().parse_args([*arguments, "--bpe", str(tmp_path / "vocabulary.txt.gz")])))
+    run.load_pictures()
+    model = run.build_model()
+    assert run.config.preset == "finetune" and float(model.logit_scale) == pytest.approx(3.25)
+    for name, value in clip_weights(model.image_encoder, model.text_encoder, 3.25).items():
+        np.testing.assert_array_equal(value, weights[name])
+    assert main(arguments) == 2
+    assert "--bpe bpe_simple_vocab_16e6.txt.gz" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from tf_fashion.training.presets import COMPOSER_DEFAULTS, DEFAULTS, LEVELS, MAP
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "fashion_iq_2020": Augmentation.fashion_iq_2020,
     "fashion_iq_2020_legacy": functools.partial(Augmentation.fashion_iq_2020, legacy=True),
+    "clip": Augmentation.clip,
     "val": Augmentation.val,
     "val_mirror": functools.partial(Augmentation.val, crop=False),
 }

@@ -147,11 +147,6 @@ class DualRun(TrainingRun):
         options: dict[str, Any] = {"context_length": length, "truncation": "original" if config.original_truncation else "keep_end"}
         if config.bpe:
             tokenizer = CLIPTokenizer.from_file(config.bpe, name="tokenizer", **options)
-        elif config.weights and config.image_is_clip:
-            raise UsageError(
-                "--weights of a CLIP need the vocabulary that it was trained with: give --bpe bpe_simple_vocab_16e6.txt.gz (from "
-                "OpenAI's CLIP repository)."
-            )
         else:
             tokenizer = CLIPTokenizer(learn_merges(self._all_texts(), int(config.bpe_size)), name="tokenizer", **options)
         changes: dict[str, Any] = {"context_length": length, "vocab_size": tokenizer.vocabulary_size}

@@ -133,6 +133,11 @@ class DualConfig(RunConfig):
         if self.image_is_clip:
             if self.freeze_backbone and not (self.weights or self.init_from):
                 raise UsageError("--freeze-backbone without --weights would keep random features. Give --weights FILE.")
+            if self.weights and self.text_encoder == CLIP and not self.bpe:
+                raise UsageError(
+                    "--weights of a CLIP need the vocabulary that it was trained with: give --bpe bpe_simple_vocab_16e6.txt.gz (from "
+                    "OpenAI's CLIP repository)."
+                )
         else:
             self.check_backbone()
         if self.pooling == "none":
