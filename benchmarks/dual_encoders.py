@@ -3,7 +3,8 @@
     python benchmarks/dual_encoders.py --data runs/wardrobe-fashion_gen --out runs/dual_encoders --variant plain "" \\
         --variant concepts "--concept-loss"
     python benchmarks/dual_encoders.py --data DIR --images DIR --out runs/dual_encoders \\
-        --variant frozen "--weights FILE --freeze-backbone" --variant frozen-concepts "--weights FILE --freeze-backbone --concept-loss" \\
+        --variant frozen "--weights FILE --freeze-backbone" \\
+        --variant frozen-concepts "--weights FILE --freeze-backbone --concept-loss" \\
         --variant clip "--preset tiny_clip" --variant clip-concepts "--preset tiny_clip --concept-loss"
 
 All options of `tf-fashion train dual` are taken, and are the same for every run; those of a variant go on top. Finished runs are not

@@ -346,7 +346,7 @@ DUAL_PRESETS: dict[str, dict[str, Any]] = {
         "clip": "tiny",
         "projection": "none",
         "batch_size": 128,
-        "epochs": 25,
+        "epochs": 12,
         "learning_rate": 2e-3,
         "weight_decay": 0.05,
         "optimizer_options": {"beta_2": 0.98, "epsilon": 1e-6},
