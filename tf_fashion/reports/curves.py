@@ -83,7 +83,7 @@ def _panels(history: Mapping[str, Sequence[float]]) -> list[tuple[str, list[str]
             panels["loss"].append(name)
         elif plain in ("lr", "learning_rate"):
             panels["learning rate"].append(name)
-        elif "r@" in plain or "recall" in plain:
+        elif "r@" in plain or "recall" in plain or plain.endswith("_mean"):
             panels["recall"].append(name)
         else:
             panels["other"].append(name)
