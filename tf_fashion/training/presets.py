@@ -345,9 +345,9 @@ DUAL_PRESETS: dict[str, dict[str, Any]] = {
     "tiny_clip": {
         "clip": "tiny",
         "projection": "none",
-        "batch_size": 64,
-        "epochs": 10,
-        "learning_rate": 1.5e-3,
+        "batch_size": 128,
+        "epochs": 25,
+        "learning_rate": 2e-3,
         "weight_decay": 0.05,
         "optimizer_options": {"beta_2": 0.98, "epsilon": 1e-6},
         "flip": True,
