@@ -206,7 +206,7 @@ def test_the_command_refuses_with_a_message_and_writes_nothing(
     out.write_bytes(b"older")
     refused(1, "of 135 variables do not fit")
     refused(1, "nothing there", source=str(tmp_path / "none.ckpt"))
-    refused(2, "Known: slim_mobilenet_v1, slim_resnet_v2_50", to="resnet")
+    refused(2, "Known: clip, slim_mobilenet_v1, slim_resnet_v2_50", to="resnet")
     refused(2, "ends in .weights.h5", target=tmp_path / "x.h5")
     (tmp_path / "folder.weights.h5").mkdir()
     refused(2, "found a folder", target=tmp_path / "folder.weights.h5")

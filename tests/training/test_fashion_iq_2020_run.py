@@ -148,6 +148,7 @@ def test_third_pass_changes_statistics_of_the_backbone_only() -> None:
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
+@pytest.mark.slow
 def test_entry_with_its_mistakes_trains_evaluates_and_exports(wardrobe: Path, tmp_path: Path) -> None:
     options = ["--preset", "fiq2020_tirg_original", "--text-encoder", "lstm", "--steps-per-epoch", "2"]
     assert train(wardrobe, tmp_path / "run", *options) == 0
@@ -168,6 +169,7 @@ def _picture(model: keras.Model, photo: bytes) -> tf.Tensor:
     return load_image(photo, model.image_encoder.image_spec)
 
 
+@pytest.mark.slow
 def test_match_trains_towards_given_embeddings(wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     dataset = open_composed(wardrobe)
     targets = sorted({str(t.target) for c in dataset.categories for t in dataset.get(c, "train").triplets})
@@ -231,7 +233,7 @@ def test_bad_pictures_can_count_as_black_ones(wardrobe: Path, tmp_path: Path, ca
         (["--text-option", "dim=3"], "takes"),
         (["--loss-option", "margin=1"], "BatchClassification takes"),
         (["--composer", "rtic", "--composer-option", "blocks=many"], "does not take"),
-        (["--caption-order", "sorted"], "--caption_order"),
+        (["--caption-order", "sorted"], "--caption-order"),
     ],
 )
 def test_wrong_options_are_named(wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options, message) -> None:
