@@ -75,8 +75,8 @@ def _train(strategy: tf.distribute.Strategy | None, composer: str, loss: str) ->
     [
         ("tirg", "batch_classification"),
         ("sum", "batch_hard_triplet"),
-        ("val", "bidirectional_matching"),
-        ("rtic", "batch_classification"),  # with a graph
+        pytest.param("val", "bidirectional_matching", marks=pytest.mark.slow),
+        pytest.param("rtic", "batch_classification", marks=pytest.mark.slow),  # with a graph
     ],
 )
 def test_two_replicas_equal_one_process(mirrored: tf.distribute.Strategy, composer: str, loss: str) -> None:

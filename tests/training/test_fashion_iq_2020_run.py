@@ -203,6 +203,7 @@ def test_match_trains_towards_given_embeddings(wardrobe: Path, tmp_path: Path, c
         assert not (tmp_path / name / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_bad_pictures_can_count_as_black_ones(wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     import shutil
 

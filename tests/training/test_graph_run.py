@@ -20,6 +20,8 @@ from tf_fashion.training.composed import ComposedRun
 from tf_fashion.training.graph import TripletGraph, build_graph, triplet_features
 from tf_fashion.training.runs import copy_weights
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--preset", "rtic", "--backbone", "small_cnn", "--image-size", "32", "--text-encoder", "swem", "--text-dropout", "0.1"]
 SMALL += ["--dim", "24", "--word-dim", "8", "--batch-size", "16", "--steps-per-epoch", "2", "--epochs", "2"]
 SMALL += ["--precision", "float32", "--quiet", "--no-report"]
@@ -73,7 +75,6 @@ class Copied(keras.callbacks.Callback):
             shutil.copytree(self.source, self.copy)
 
 
-@pytest.mark.slow
 def test_graph_takes_part_in_training_and_is_gone_afterwards(
     wardrobe: Path, plain: Path, tuned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -130,6 +130,7 @@ def test_another_run_in_the_folder_is_refused_until_overwritten(finished: Path, 
     assert (finished / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_run_ends_with_the_same_weights(wardrobe: Path, tmp_path: Path) -> None:
     arguments = ["--epochs", "3", "--text-dropout", "0.2", "--feature-dropout", "0.2", "--flip"]
     assert train(wardrobe, tmp_path / "whole", *arguments) == 0

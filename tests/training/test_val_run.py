@@ -16,6 +16,8 @@ from tf_fashion.inputs.pipelines import PhotoSource, TripletTable, training_batc
 from tf_fashion.inputs.text import WordTokenizer
 from tf_fashion.training.commands import load_composed
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--batch-size", "16", "--image-size", "32", "--dim", "24", "--word-dim", "8", "--precision", "float32", "--quiet"]
 
 
