@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_fashion.core.errors import UsageError
+from tf_fashion.datasets.attributes import AttributeCatalogue, AttributeDataset, AttributeRecord, open_attributes
 from tf_fashion.datasets.catalogue import Catalogue, ComposedCatalogue, Item
 from tf_fashion.datasets.check import CheckReport, check_tree, find_dataset
 from tf_fashion.datasets.concepts import ConceptVocabulary
@@ -19,6 +20,8 @@ from tf_fashion.datasets.fashion200k import Fashion200k
 from tf_fashion.datasets.fashion_gen import FashionGen
 from tf_fashion.datasets.fashion_iq import FashionIQ
 from tf_fashion.datasets.image_text import ImageTextDataset, ImageTextPair, TextCatalogue, TextQuery, open_image_text
+from tf_fashion.datasets.imaterialist import Imaterialist
+from tf_fashion.datasets.labels import Label, LabelMap
 from tf_fashion.datasets.records import (
     DATASETS,
     CategorySplit,
@@ -32,6 +35,9 @@ from tf_fashion.datasets.shoes import Shoes
 
 __all__ = [
     "DATASETS",
+    "AttributeCatalogue",
+    "AttributeDataset",
+    "AttributeRecord",
     "Catalogue",
     "CategorySplit",
     "CheckReport",
@@ -43,7 +49,10 @@ __all__ = [
     "FashionIQ",
     "ImageTextDataset",
     "ImageTextPair",
+    "Imaterialist",
     "Item",
+    "Label",
+    "LabelMap",
     "Problem",
     "ReducedDataset",
     "Shoes",
@@ -51,6 +60,7 @@ __all__ = [
     "TextQuery",
     "Triplet",
     "check_tree",
+    "open_attributes",
     "open_composed",
     "open_dataset",
     "open_image_text",

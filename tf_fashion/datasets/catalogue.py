@@ -194,8 +194,12 @@ def read_items(
     image_column: str | None = None,
     id_column: str | None = None,
     on_problem: OnProblem = raise_errors,
+    repeated: list[Item] | None = None,
 ) -> tuple[list[str], list[Item]]:
-    """Reads the items of a catalogue; the names of its attribute columns come first. See `Catalogue`."""
+    """Reads the items of a catalogue; the names of its attribute columns come first. See `Catalogue`.
+
+    Rows that repeat an id go to the list `repeated`; without one they are a problem.
+    """
     if csv is None:
         folder = images or root
         items: dict[str, Item] = {}
@@ -239,13 +243,17 @@ def read_items(
         if problem := id_problem(image_id, where):
             on_problem(problem)
             continue
-        if image_id in found:
+        if image_id in found and repeated is None:
             what = f"the id {image_id!r} occurs a second time (first in line {found[image_id].row})."
             on_problem(Problem("error", where, what, "Ids must be unique.", "duplicate id"))
             continue
         if path is None:
             path = by_id.find(image_id)
-        found[image_id] = Item(image_id, path, {name: row[name] for name in attribute_names}, line)
+        item = Item(image_id, path, {name: row[name] for name in attribute_names}, line)
+        if image_id in found and repeated is not None:
+            repeated.append(item)
+        else:
+            found[image_id] = item
     return attribute_names, list(found.values())
 
 
