@@ -27,7 +27,7 @@ from tf_fashion.core import files
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.datasets.attributes import AttributeDataset, AttributeRecord, first_entries
 from tf_fashion.datasets.catalogue import relative_path_problem
-from tf_fashion.datasets.labels import OFFICIAL_FILE, LabelMap, label_id
+from tf_fashion.datasets.labels import OFFICIAL_FILE, LabelMap, label_id, raise_all
 from tf_fashion.datasets.records import (
     DATASETS,
     IMAGE_EXTENSIONS,
@@ -83,25 +83,10 @@ def read_split(path: str | Path, label_map: LabelMap | None = None, on_problem: 
         on_problem: What to do about each problem.
     """
     path = Path(path)
-    found = SplitFile()
-
-    def fail(what: str, fix: str = "") -> SplitFile:
-        on_problem(Problem("error", str(path), what, fix, "unreadable file"))
-        return found
-
-    try:
-        content = files.read_json(path)
-    except DataError as error:
-        return fail(str(error).removeprefix(f"{path}: "))
-    form = '{"images": [...], "annotations": [...]}'
-    if not isinstance(content, dict):
-        return fail(f"expected an object {form}, found {short_repr(content)}.")
-    for key in ("images", "annotations"):
-        if key in content and not isinstance(content[key], list):
-            return fail(f"expected a list as {key!r}, found {short_repr(content[key])}.")
-    if "images" not in content:
-        return fail(f"expected an object {form}, found the keys {short_repr(list(content))}.", 'Write the list "images".')
-    found.images = _read_images(path, content["images"], on_problem)
+    content = _read_object(path, on_problem)
+    if content is None:
+        return SplitFile()
+    found = SplitFile(_read_images(path, content["images"], on_problem))
     if "annotations" in content:
         known = {image.id for image in found.images}
         found.records = _read_annotations(path, content["annotations"], known, label_map, on_problem)
@@ -116,6 +101,41 @@ def read_split(path: str | Path, label_map: LabelMap | None = None, on_problem: 
     if not found.records:
         on_problem(Problem("error", str(path), "no usable picture: the split is empty.", "", "empty category"))
     return found
+
+
+def read_listed_images(path: str | Path) -> list[ListedImage]:
+    """The list of pictures of a JSON file of the competition's format; annotations are not looked at.
+
+    Raises:
+        DataError: the file or its list is broken; the message lists what is wrong.
+    """
+    problems: list[Problem] = []
+    content = _read_object(Path(path), problems.append)
+    images = _read_images(Path(path), content["images"], problems.append) if content is not None else []
+    raise_all(problems, str(path))
+    return images
+
+
+def _read_object(path: Path, on_problem: OnProblem) -> dict[str, Any] | None:
+    """The JSON object of a file, whose "images" is a list, and "annotations" too where it is there; else None."""
+    form = 'an object {"images": [...], "annotations": [...]}'
+    what, fix = "", ""
+    try:
+        content = files.read_json(path)
+    except DataError as error:
+        what = str(error).removeprefix(f"{path}: ")
+    else:
+        if not isinstance(content, dict):
+            what = f"expected {form}, found {short_repr(content)}."
+        elif "images" not in content:
+            what, fix = f"expected {form}, found the keys {short_repr(list(content))}.", 'Write the list "images".'
+        else:
+            wrong = next((key for key in ("images", "annotations") if not isinstance(content.get(key, []), list)), None)
+            what = f"expected a list as {wrong!r}, found {short_repr(content[wrong])}." if wrong else ""
+    if what:
+        on_problem(Problem("error", str(path), what, fix, "unreadable file"))
+        return None
+    return content
 
 
 def _entry(value: object, keys: Sequence[str], where: str) -> tuple[Problem | None, Any]:
@@ -163,8 +183,8 @@ def _read_images(path: Path, entries: Sequence[object], on_problem: OnProblem) -
         on_problem(Problem("error", where, what, "Ids must be unique.", "picture listed twice"))
     if repeated:
         image_id, row = repeated[0]
-        what = f"{_number(len(repeated), 'entry repeats', 'entries repeat')} a picture with the same url, for instance {image_id!r} (first in "
-        what += f"images[{images[image_id].row}])."
+        what = f"{_number(len(repeated), 'entry repeats', 'entries repeat')} a picture with the same url, for instance {image_id!r}"
+        what += f" (first in images[{images[image_id].row}])."
         on_problem(Problem("warning", f"{path}, images[{row}]", what, "Each counts once.", "pictures listed twice"))
     return list(images.values())
 
@@ -305,15 +325,14 @@ class Imaterialist(AttributeDataset):
         return [AttributeRecord(prefix + record.image_id, record.label_ids, record.row) for record in parsed.records]
 
     def listed_images(self, split: str) -> list[ListedImage]:
-        """The pictures of a split with their addresses, in the order of the file's list.
+        """The pictures of a split with their addresses, in the order of the file's list, whether or not they are there.
 
         Raises:
             UsageError: no such split.
-            DataError: the file is broken.
+            DataError: the file's list is broken; the annotations are not looked at.
         """
         self._names_of(split)
-        self.records(split)
-        return self._parse(split).images
+        return read_listed_images(self._files[split])
 
     # Pictures.
 

@@ -9,8 +9,8 @@
       descriptions.json                             id -> one full sentence
       wardrobe.json                                 version, arguments and counts; written last
 
-The layouts of Fashion200k, Shoes and FashionGen have their own files in place of those between images and wardrobe.json (see
-`fashion200k.py`, `shoes.py` and `fashion_gen.py`).
+The layouts of Fashion200k, Shoes, FashionGen and iMaterialist have their own files in place of those between images and
+wardrobe.json (see `fashion200k.py`, `shoes.py`, `fashion_gen.py` and `imaterialist.py`).
 
 The tree depends on the arguments alone: the same bytes whatever the number of processes, drawn in one go or continued.
 """
@@ -37,7 +37,7 @@ from tf_fashion.core.machine import cpu_count
 from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, split_counts
 from tf_fashion.datasets.wardrobe_drawing import Pose, draw_garment, draw_item, lay_on, studio
 from tf_fashion.datasets.wardrobe_garments import CATEGORIES, Attributes, Identity
-from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, lines_of, shares_of
+from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, VARIED_LAYOUTS, lines_of, shares_of
 
 __all__ = [
     "CATEGORIES",
@@ -112,11 +112,11 @@ def draw_wardrobe(
         categories: Some of "dress", "top", "bottom", "shoes"; default all, or "shoes" in the layout of that name. Their order does
             not matter.
         splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them. The
-            layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val"; that of FashionGen has train
-            and val (shares 5 to 1), and in val too the garments vary as much as in train.
+            layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val"; those of FashionGen and
+            iMaterialist have train and val (shares 5 to 1), and in val too the garments vary as much as in train.
         progress: Whether to show a progress bar.
         workers: Processes that draw; None takes one per available core, 1 draws in this process.
-        layout: "fashion_iq", "fashion200k", "shoes" or "fashion_gen".
+        layout: "fashion_iq", "fashion200k", "shoes", "fashion_gen" or "imaterialist".
 
     Returns:
         The folder.
@@ -128,7 +128,7 @@ def draw_wardrobe(
     if layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {layout!r} of the drawn wardrobe. Known: {', '.join(LAYOUTS)}.")
     if layout != "fashion_iq" and splits is not None:
-        names = ("train", "val") if layout == "fashion_gen" else SPLIT_NAMES.values()
+        names = SPLIT_NAMES if layout in VARIED_LAYOUTS else SPLIT_NAMES.values()
         raise UsageError(f"The layout {layout!r} always has {' and '.join(names)}; leave out splits.")
     default_splits = SPLITS if layout == "fashion_iq" else tuple(SPLIT_NAMES)
     default_categories = ("shoes",) if layout == "shoes" else CATEGORIES

@@ -1,4 +1,5 @@
-"""What is written beside the pictures of the drawn wardrobe: the files of FashionIQ's, Fashion200k's, Shoes' or FashionGen's layout."""
+"""What is written beside the pictures of the drawn wardrobe: the files of the layout of FashionIQ, Fashion200k, Shoes, FashionGen, or
+iMaterialist."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from tf_fashion.core.files import atomic_write, write_json
 from tf_fashion.datasets import fashion200k, shoes
 from tf_fashion.datasets.concepts import ConceptVocabulary
 from tf_fashion.datasets.json_lines import write_lines
+from tf_fashion.datasets.labels import Label, LabelMap
 from tf_fashion.datasets.wardrobe_designs import SHARES, Item, generator, line_pairs, wardrobe_lines
-from tf_fashion.datasets.wardrobe_garments import ATTRIBUTE_NAMES, KINDS, Attributes
+from tf_fashion.datasets.wardrobe_garments import ATTRIBUTE_NAMES, COLOURS, KINDS, PATTERNS, Attributes
 from tf_fashion.datasets.wardrobe_sentences import description, modification_sentences, tags
 from tf_fashion.datasets.wardrobe_texts import concepts_of, is_common, stated_facts, varied_description
 
@@ -32,6 +34,21 @@ _CAPTION_WORDS: dict[str, tuple[str, dict[str, str]]] = {
     "sole": ("-soled", {}),
 }
 _CAPTION_ATTRIBUTE = {"top": "sleeve", "dress": "length", "bottom": "length"}
+# Layouts whose "val" is as varied as "train", and which have no queries that need long lines of similar garments.
+VARIED_LAYOUTS = ("fashion_gen", "imaterialist")
+# The tasks in iMaterialist's layout: number (the competition's where it has the task), and attributes with the words of their labels.
+_TASKS: dict[str, tuple[int, dict[str, str]]] = {
+    "category": (1, {"kind": "{}"}),
+    "color": (2, {"colour": "{}"}),
+    "neckline": (5, {"neckline": "{} neck"}),
+    "pattern": (6, {"pattern": "{}"}),
+    "sleeve": (8, {"sleeve": "{} sleeves"}),
+    "style": (9, {"fit": "{} fit", "shape": "{} skirt", "leg": "{} legs", "collar": "{} collar"}),
+    "length": (10, {"length": "{} length"}),
+    "print color": (11, {"second": "{}"}),
+    "detail": (12, {name: name for name in ("belt", "pocket", "turn-ups", "pleats", "strap", "bow")}),
+    "shoe": (13, {"sole": "{} sole", "heel": "{} heel", "shaft": "{} shaft", "closure": "{}", "toe": "{} toe"}),
+}
 # Share of the pictures that have a description in Shoes' layout.
 _DESCRIBED = 1 / 3
 
@@ -40,12 +57,12 @@ def lines_of(arguments: dict[str, Any]) -> Iterator[list[Item]]:
     """The garments of a wardrobe, line by line."""
     layout = arguments.get("layout", "fashion_iq")
     categories, splits = tuple(arguments["categories"]), tuple(arguments["splits"])
-    return wardrobe_lines(arguments["items"], arguments["seed"], categories, splits, shares_of(layout), layout != "fashion_gen")
+    return wardrobe_lines(arguments["items"], arguments["seed"], categories, splits, shares_of(layout), layout not in VARIED_LAYOUTS)
 
 
 def shares_of(layout: str) -> Mapping[str, float]:
     """Parts of the garments that go to each split."""
-    return {"train": 5.0, "val": 1.0} if layout == "fashion_gen" else SHARES
+    return {"train": 5.0, "val": 1.0} if layout in VARIED_LAYOUTS else SHARES
 
 
 def write_fashion_iq(root: Path, arguments: dict[str, Any]) -> Counts:
@@ -204,9 +221,56 @@ def write_fashion_gen(root: Path, arguments: dict[str, Any]) -> Counts:
     return counts
 
 
+def attribute_labels(attributes: Attributes) -> list[tuple[str, str]]:
+    """Task and name of every label of a garment in iMaterialist's layout. What a garment does not have ("no" belt) is no label."""
+    found = []
+    for task, (_, names) in _TASKS.items():
+        for name, words in names.items():
+            value = attributes.get(name, "")
+            if value and value != "no":
+                found.append((task, "sleeveless" if value == "sleeveless" else words.format(value)))
+    return found
+
+
+def _wardrobe_labels() -> LabelMap:
+    """Every label that a garment can have, numbered in the order of the names, whatever their task."""
+    every = {("color", colour) for colour in COLOURS} | {("print color", colour) for colour in COLOURS}
+    every |= {("pattern", pattern) for pattern in PATTERNS}
+    for kind, about in KINDS.items():
+        every.update(attribute_labels({"kind": kind}))
+        for name, values in about.values.items():
+            every.update(label for value in values for label in attribute_labels({name: value}))
+    ordered = sorted(every, key=lambda label: (label[1], label[0]))
+    return LabelMap(Label(number, name, _TASKS[task][0], task) for number, (task, name) in enumerate(ordered, 1))
+
+
+def write_imaterialist(root: Path, arguments: dict[str, Any]) -> Counts:
+    """iMaterialist's layout: the attributes as labels. The pictures of a split come in random order, as there."""
+    labels = _wardrobe_labels()
+    numbers = {(label.task, label.name): label.id for label in labels}
+    labels.write(root / "label_map.csv")
+    items = [item for line in lines_of(arguments) for item in line]
+    counts: Counts = {"all": {}}
+    for split in arguments["splits"]:
+        there = [item for item in items if item.split == split]
+        order = generator(arguments["seed"], "imaterialist", split).permutation(len(there))
+        images, annotations, pairs = [], [], 0
+        for item in (there[place] for place in order):
+            ids = sorted(numbers[label] for label in attribute_labels(item.attributes))
+            images.append({"imageId": item.id, "url": f"images/{item.id}.jpg"})
+            annotations.append({"imageId": item.id, "labelId": [str(number) for number in ids]})
+            pairs += len(ids)
+        name = {"val": "validation"}.get(split, split)
+        with atomic_write(root / f"{name}.json") as file:
+            json.dump({"images": images, "annotations": annotations}, file)
+        counts["all"][split] = {"images": len(there), "pairs": pairs}
+    return counts
+
+
 LAYOUTS: dict[str, Callable[[Path, dict[str, Any]], Counts]] = {
     "fashion_iq": write_fashion_iq,
     "fashion200k": write_fashion200k,
     "shoes": write_shoes,
     "fashion_gen": write_fashion_gen,
+    "imaterialist": write_imaterialist,
 }
