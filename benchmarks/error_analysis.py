@@ -40,7 +40,7 @@ def analyse(args: argparse.Namespace) -> int:
     dataset = open_composed(args.data, args.images, args.categories)
     model = load_composed(args.model)
     embedder = Embedder(model)
-    features = embedder.features({i: dataset.image_path(i) for i in needed_images(dataset, args.split)})
+    features = embedder.encode_photos({i: dataset.image_path(i) for i in needed_images(dataset, args.split)})
     protocol = get_protocol(args.protocol, dataset=dataset.name, split=args.split, join=model.caption_style)
     ranks: dict[str, list[float]] = defaultdict(list)
     wrong: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from tf_fashion.core.quiet import import_tensorflow_quietly
 def train(args: argparse.Namespace) -> int:
     """Data, model, `fit`, results."""
     import_tensorflow_quietly()
-    from tf_fashion.training.composed import ComposedRun, finish
+    from tf_fashion.training.composed import ComposedRun
     from tf_fashion.training.runs import unused_parts_expected
 
     run = ComposedRun(training_config(args))
@@ -32,7 +32,7 @@ def train(args: argparse.Namespace) -> int:
                 verbose=run.verbosity,
                 shuffle=False,
             )
-    finish(run, model)
+    run.finish()
     return 0
 
 

@@ -13,7 +13,7 @@ from tf_fashion.core.quiet import import_tensorflow_quietly
 def train(args: argparse.Namespace) -> int:
     """Data, model, `fit`, results."""
     import_tensorflow_quietly()
-    from tf_fashion.training.dual import DualRun, finish_dual
+    from tf_fashion.training.dual import DualRun
     from tf_fashion.training.runs import unused_parts_expected
 
     run = DualRun(dual_config(args))
@@ -31,7 +31,7 @@ def train(args: argparse.Namespace) -> int:
                 verbose=run.verbosity,
                 shuffle=False,
             )
-    finish_dual(run, model)
+    run.finish()
     return 0
 
 

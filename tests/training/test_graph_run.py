@@ -103,7 +103,7 @@ def test_graph_takes_part_in_training_and_is_gone_afterwards(
     run._fit(0, 2, [state, Copied(tmp_path / "whole", tmp_path / "killed")])
     assert np.isfinite([row["loss"] for row in state.rows]).all() and "val_mean" in state.rows[1]
     assert all(np.abs(new.numpy() - old).max() > 0 for new, old in zip(stream.trainable_variables, before, strict=True))
-    run.release_graph()
+    run.release()
 
     # Continued after its first epoch, it ends with the same weights, and does not build the graph again.
     (graph,) = (tmp_path / "killed/state").glob("graph-*.npz")

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -102,6 +103,17 @@ class FeatureCache:
         self.feature_shape = tuple(int(n) for n in feature_shape)
         self._manifest_path = self.folder / "manifest.json"
         self.shards: list[list[str]] = self._read_manifest()
+
+    @classmethod
+    def of(cls, encoder: Any, folder: str | Path | None = None) -> FeatureCache:
+        """The cache of an image encoder in `folder` (default: `default_cache()`)."""
+        return cls(folder or default_cache(), encoder.fingerprint(), encoder.feature_shape)
+
+    @classmethod
+    def existing(cls, encoder: Any) -> FeatureCache | None:
+        """The cache of an image encoder in `default_cache()`, None where no run has made one."""
+        where, fingerprint = default_cache(), encoder.fingerprint()
+        return cls(where, fingerprint, encoder.feature_shape) if cls.folder_of(where, fingerprint).is_dir() else None
 
     @staticmethod
     def folder_of(folder: str | Path, fingerprint: str) -> Path:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, epoch_order, picture_seeds, stream_seed
+from tf_fashion.core.errors import UsageError
+from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, planned_batches
 
 # What makes two pairs belong together.
 SAME = ("phrases", "text", "none")
@@ -106,13 +106,6 @@ def pair_batches(
         DataError: there are no pairs.
         UsageError: fewer pairs than one batch needs.
     """
-    n = len(table)
-    if not n:
-        raise DataError("There are no pairs to train on.")
-    full = n // batch_size
-    if full < 1:
-        raise UsageError(f"One batch needs {batch_size} pairs, found {n}. Choose a --batch-size of at most {n}.")
-    steps = min(steps_per_epoch or full, full)
     columns = {"image": source.rows(table.images), "text": table.tokens, "label": table.labels}
     if table.concepts is not None:
         columns |= {"concepts": table.concepts, "prompts": np.asarray(table.prompts)}
@@ -120,22 +113,13 @@ def pair_batches(
         fixed = {name: tf.constant(column) for name, column in columns.items()}
         prompt_tokens = None if table.prompt_tokens is None else tf.constant(table.prompt_tokens)
     gather = source.gatherer()
-    order_seed, image_seed = stream_seed(seed, 0), stream_seed(seed, 2)
 
-    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.reshape(epoch_order(order_seed, epoch, n, steps * batch_size), (steps, batch_size))
-        return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), tf.range(steps, dtype=tf.int64), rows))
-
-    def batch(epoch: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def batch(rows: tf.Tensor, seeds: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         chosen = {name: tf.gather(column, rows) for name, column in fixed.items()}
-        seeds = picture_seeds(image_seed, epoch * steps + step, batch_size)
-        name = "features" if source.suffix == "features" else "image"
-        inputs = {name: gather(chosen["image"], seeds), "text": chosen["text"]}
+        inputs = {source.key: gather(chosen["image"], seeds), "text": chosen["text"]}
         if prompt_tokens is not None:
             inputs |= {"concept_ids": chosen["concepts"], "concept_prompts": chosen["prompts"]}
             inputs["concept_text"] = tf.gather(prompt_tokens, chosen["prompts"])
         return inputs, chosen["label"]
 
-    epochs_left = tf.data.Dataset.range(initial_epoch, epochs)
-    batches = epochs_left.flat_map(epoch_batches).map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(2), steps
+    return planned_batches(len(table), "pairs", batch_size, epochs, initial_epoch, seed, steps_per_epoch, batch)

@@ -113,9 +113,9 @@ def _rows_or_zeros(table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
 
 
 class FeatureSource:
-    """Gives cached features for rows of a table; `role_features` in batches."""
+    """Gives cached features for rows of a table; `role_features` in batches of triplets, `key` where there is one picture."""
 
-    suffix = "features"
+    suffix = key = "features"
 
     def __init__(self, table: FeatureTable) -> None:
         self.table = table
@@ -144,7 +144,7 @@ class FeatureSource:
 
 
 class PhotoSource:
-    """Decodes (and augments) photos for rows of a list of files; `role_image` in batches.
+    """Decodes (and augments) photos for rows of a list of files; `role_image` in batches of triplets, `key` where there is one picture.
 
     Where all pictures fit into `memory_bytes` at the model's size, they are decoded once and kept as bytes, that is, rounded to
     whole grey levels. Random crops are taken from the photo itself and need it decoded every time.
@@ -156,7 +156,7 @@ class PhotoSource:
         memory_bytes: Memory for decoded pictures.
     """
 
-    suffix = "image"
+    suffix = key = "image"
 
     def __init__(
         self, paths: dict[str, Path], spec: ImageSpec, augment: Augmentation | None = None, memory_bytes: int = 1_000_000_000
@@ -228,6 +228,53 @@ def picture_seeds(image_seed: int, batch_number: tf.Tensor, count: int, role: in
     places = tf.range(count) * roles + role
     base = tf.cast(batch_number % 1_000_000_007, tf.int32)
     return tf.stack([tf.fill((count,), base), image_seed // 2 + places], axis=1)
+
+
+def planned_batches(
+    n: int,
+    what: str,
+    batch_size: int,
+    epochs: int,
+    initial_epoch: int,
+    seed: int,
+    steps_per_epoch: int | None,
+    batch: Callable[[tf.Tensor, tf.Tensor], Any],
+) -> tuple[tf.data.Dataset, int]:
+    """Batches of all epochs, one after the other, for `model.fit(..., steps_per_epoch=steps)`.
+
+    Args:
+        n: Number of examples.
+        what: What they are, for messages.
+        batch_size: Examples per (global) batch; the rest of an epoch that fills no batch is left out of that epoch.
+        epochs, initial_epoch: The epochs `initial_epoch <= e < epochs` are produced.
+        seed: Decides orders and augmentations.
+        steps_per_epoch: Batches per epoch; default all full ones.
+        batch: Makes a batch from rows int32 `(batch_size,)` and picture seeds int32 `(batch_size, 2)`.
+
+    Returns:
+        The dataset, and the number of steps per epoch.
+
+    Raises:
+        DataError: there are no examples.
+        UsageError: fewer than one batch needs.
+    """
+    if not n:
+        raise DataError(f"There are no {what} to train on.")
+    full = n // batch_size
+    if full < 1:
+        raise UsageError(f"One batch needs {batch_size} {what}, found {n}. Choose a --batch-size of at most {n}.")
+    steps = min(steps_per_epoch or full, full)
+    order_seed, image_seed = stream_seed(seed, 0), stream_seed(seed, 2)
+
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.reshape(epoch_order(order_seed, epoch, n, steps * batch_size), (steps, batch_size))
+        return tf.data.Dataset.from_tensor_slices((tf.fill((steps,), epoch), tf.range(steps, dtype=tf.int64), rows))
+
+    def made(epoch: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> Any:
+        return batch(rows, picture_seeds(image_seed, epoch * steps + step, batch_size))
+
+    batches = tf.data.Dataset.range(initial_epoch, epochs).flat_map(epoch_batches)
+    return batches.map(made, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2), steps
 
 
 def training_batches(

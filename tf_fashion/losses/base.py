@@ -32,6 +32,14 @@ def all_gather(x: Any) -> Any:
     return context.all_gather(x, axis=0)
 
 
+def sum_over_replicas(x: Any) -> Any:
+    """The sum of `x` over all replicas, on each of them; `x` itself where there is one replica. Gradients flow."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return x
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """Who is who in a global batch.

@@ -8,17 +8,10 @@ import keras
 import tensorflow as tf
 
 from tf_fashion.core.errors import UsageError
-from tf_fashion.losses.base import HUGE, GlobalBatch, all_gather
+from tf_fashion.losses.base import HUGE, GlobalBatch, all_gather, sum_over_replicas
 from tf_fashion.losses.infonce import chunked_cross_entropy
 
 WEIGHTINGS = ("adaptive", "original", "fixed")
-
-
-def _sum_over_replicas(x: Any) -> Any:
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return x
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def weigh_losses(contrastive: Any, concept: Any, weighting: str = "adaptive", weight: float = 1.0) -> tuple[Any, Any]:
@@ -45,7 +38,7 @@ def weigh_losses(contrastive: Any, concept: Any, weighting: str = "adaptive", we
     contrastive, concept = (tf.cast(tf.convert_to_tensor(loss), tf.float32) for loss in (contrastive, concept))
     if weighting == "fixed":
         return contrastive + weight * concept, tf.constant(weight, tf.float32)
-    whole = [_sum_over_replicas(tf.stop_gradient(loss)) for loss in (contrastive, concept)]
+    whole = [sum_over_replicas(tf.stop_gradient(loss)) for loss in (contrastive, concept)]
     factor = tf.math.divide_no_nan(whole[0], 5.0 * whole[1])
     if weighting == "adaptive":
         factor = tf.clip_by_value(factor, 0.0, 1.0)
@@ -146,17 +139,17 @@ class ConceptLoss:
         ratio = tf.divide if self.original_padding else tf.math.divide_no_nan
         weights = values if self.keep_negative else tf.nn.relu(values)
         weights = tf.where(present, weights, 0.0)
-        weights = ratio(weights, tf.sqrt(_sum_over_replicas(tf.reduce_sum(weights**2, axis=-1, keepdims=True))))
-        ranks = _sum_over_replicas(tf.reduce_sum(weights, axis=-1, keepdims=True))
+        weights = ratio(weights, tf.sqrt(sum_over_replicas(tf.reduce_sum(weights**2, axis=-1, keepdims=True))))
+        ranks = sum_over_replicas(tf.reduce_sum(weights, axis=-1, keepdims=True))
         ranks = ratio(ranks, tf.reduce_sum(ranks, axis=1, keepdims=True))
         if self.original_transposed:
             weights, ranks = (tf.transpose(x, (1, 0, 2)) for x in (weights, ranks))
             weights = tf.where(present, weights, 0.0)
-        shares = ranks * ratio(weights, _sum_over_replicas(tf.reduce_sum(weights, axis=-1, keepdims=True)))
+        shares = ranks * ratio(weights, sum_over_replicas(tf.reduce_sum(weights, axis=-1, keepdims=True)))
         if self.original_padding:
             return tf.stop_gradient(shares / tf.cast(tf.shape(shares)[0], shares.dtype))
-        samples = _sum_over_replicas(tf.reduce_sum(tf.cast(valid, shares.dtype), axis=1))
-        weighty = _sum_over_replicas(tf.reduce_sum(tf.abs(shares), axis=(1, 2))) > 0.0
+        samples = sum_over_replicas(tf.reduce_sum(tf.cast(valid, shares.dtype), axis=1))
+        weighty = sum_over_replicas(tf.reduce_sum(tf.abs(shares), axis=(1, 2))) > 0.0
         counts = tf.cast(tf.logical_and(samples > 1.0, weighty), shares.dtype)
         return tf.stop_gradient(tf.math.divide_no_nan(shares * counts[:, None, None], tf.reduce_sum(counts)))
 

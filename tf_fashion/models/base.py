@@ -14,10 +14,13 @@ class RetrievalModel(keras.Model):
     """Base of the trainable models.
 
     A subclass lists in `parts` the constructor's arguments that are Keras objects, gives them in `get_config` through
-    `part_configs`, and builds all its layers in its constructor.
+    `part_configs`, and builds all its layers in its constructor. The arguments of its `compile` that a saved model keeps are attributes
+    of the same names: `compiled_parts` are Keras objects, `compiled_values` plain ones.
     """
 
     parts: ClassVar[tuple[str, ...]] = ()
+    compiled_parts: ClassVar[tuple[str, ...]] = ("optimizer", "loss")
+    compiled_values: ClassVar[tuple[str, ...]] = ()
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True
@@ -27,10 +30,27 @@ class RetrievalModel(keras.Model):
         # second one, and averages it over the replicas, which integers do not survive.
         return
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        if not self.compiled:
+            return None
+        return {**self._serialized(self.compiled_parts), **{name: getattr(self, name) for name in self.compiled_values}}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        parts = {name: config[name] for name in self.compiled_parts if config[name] is not None}
+        self.compile(**{**config, **{name: keras.saving.deserialize_keras_object(part) for name, part in parts.items()}})
+
     def part_configs(self) -> dict[str, Any]:
         """The configurations of the parts."""
-        parts = {part: getattr(self, part) for part in self.parts}
-        return {part: None if value is None else keras.saving.serialize_keras_object(value) for part, value in parts.items()}
+        return self._serialized(self.parts)
+
+    def _serialized(self, names: tuple[str, ...]) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if value is None else keras.saving.serialize_keras_object(value) for name, value in values.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:

@@ -68,6 +68,7 @@ class ComposedRetriever(RetrievalModel):
     """
 
     parts = ("image_encoder", "text_encoder", "composer", "tokenizer")
+    compiled_values = ("matching_weight", "semantic_weight", "semantic_with")
 
     def __init__(
         self,
@@ -333,24 +334,6 @@ class ComposedRetriever(RetrievalModel):
             raise UsageError(f"compile(semantic_with=...): expected target or query, found {semantic_with!r}.")
         self.matching_weight, self.semantic_weight, self.semantic_with = matching_weight, semantic_weight, semantic_with
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        if not self.compiled:
-            return None
-        serialize = keras.saving.serialize_keras_object
-        return {
-            "optimizer": serialize(self.optimizer),
-            "loss": serialize(self.loss),
-            "matching_weight": self.matching_weight,
-            "semantic_weight": self.semantic_weight,
-            "semantic_with": self.semantic_with,
-        }
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        built = {part: keras.saving.deserialize_keras_object(config[part]) for part in ("optimizer", "loss")}
-        self.compile(**{**config, **built})
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
         """The matching loss over the global batch; `y` are integer identities of the targets `(batch,)`."""

@@ -15,7 +15,8 @@ from keras import ops
 from tf_fashion.core.errors import UsageError
 from tf_fashion.inputs.bpe import CLIPTokenizer
 from tf_fashion.layers import PROJECTIONS, ProjectionHead, l2_normalize
-from tf_fashion.losses import LOSSES, all_gather
+from tf_fashion.losses import LOSSES
+from tf_fashion.losses.base import sum_over_replicas
 from tf_fashion.losses.concept import WEIGHTINGS, ConceptLoss, weigh_losses
 from tf_fashion.models.base import RetrievalModel, load_as
 from tf_fashion.models.gradient_cache import cached_gradients
@@ -78,6 +79,8 @@ class DualEncoder(RetrievalModel):
     """
 
     parts = ("image_encoder", "text_encoder", "tokenizer")
+    compiled_parts = ("optimizer", "loss", "concept_loss")
+    compiled_values = ("concept_weighting", "concept_weight", "concept_start", "micro_batch")
 
     def __init__(
         self,
@@ -244,30 +247,6 @@ class DualEncoder(RetrievalModel):
         self.concept_loss, self.concept_weighting, self.concept_weight = concept_loss, concept_weighting, float(concept_weight)
         self.concept_start, self.micro_batch = int(concept_start), micro_batch
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        if not self.compiled:
-            return None
-        serialize = keras.saving.serialize_keras_object
-        return {
-            "optimizer": serialize(self.optimizer),
-            "loss": serialize(self.loss),
-            "concept_loss": None if self.concept_loss is None else serialize(self.concept_loss),
-            "concept_weighting": self.concept_weighting,
-            "concept_weight": self.concept_weight,
-            "concept_start": self.concept_start,
-            "micro_batch": self.micro_batch,
-        }
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        built = {
-            part: keras.saving.deserialize_keras_object(config[part])
-            for part in ("optimizer", "loss", "concept_loss")
-            if config[part] is not None
-        }
-        self.compile(**{**config, **built})
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -295,7 +274,7 @@ class DualEncoder(RetrievalModel):
         if self.logit_bias is not None:
             pair["bias"] = ops.convert_to_tensor(self.logit_bias)
         contrastive = self.loss(labels, pair, sample_weight=sample_weight)
-        self._log("contrastive_loss", over_replicas(contrastive))
+        self._log("contrastive_loss", sum_over_replicas(ops.stop_gradient(contrastive)))
         self._log("scale", scale)
         if self.concept_loss is None or concept_ids is None:
             return contrastive
@@ -307,7 +286,7 @@ class DualEncoder(RetrievalModel):
             prototypes = tf.stop_gradient(gather(concept_ids))
             concept = concept_loss(outputs["image"], outputs["concept"], prototypes, concept_ids >= 0, scale, concept_ids)
             total, weight = weigh_losses(contrastive, concept, self.concept_weighting, self.concept_weight)
-            return total, over_replicas(concept), weight
+            return total, sum_over_replicas(ops.stop_gradient(concept)), weight
 
         if self.concept_start:
             begun = self.optimizer.iterations >= self.concept_start
@@ -361,7 +340,7 @@ class DualEncoder(RetrievalModel):
             [self],
         )
         self.optimizer.apply(gradients, variables)
-        self._loss_tracker.update_state(over_replicas(loss), sample_weight=tf.shape(y)[0])
+        self._loss_tracker.update_state(sum_over_replicas(loss), sample_weight=tf.shape(y)[0])
         return self.get_metrics_result()
 
     # Configuration.
@@ -398,11 +377,6 @@ def token_ids(tokenizer: Any, texts: Any) -> tf.Tensor:
             return tokenizer.encode_graph(texts)
         return tf.constant(tokenizer.encode([str(text) for text in texts]))
     return tokenizer(np.asarray(texts, dtype=object) if isinstance(texts, list) else texts)
-
-
-def over_replicas(value: Any) -> Any:
-    """The sum of a scalar over all replicas; no gradient passes."""
-    return ops.sum(all_gather(ops.reshape(ops.stop_gradient(value), (1,))))
 
 
 def load_dual(path: str | Path) -> DualEncoder:

@@ -17,7 +17,7 @@ from tf_fashion.core.files import hash_json
 from tf_fashion.retrieval.dual_protocol import DualProtocol, get_dual_protocol
 from tf_fashion.retrieval.metrics import mean_reciprocal_rank, median_rank, recall_at_k
 from tf_fashion.retrieval.ranks import RankCounts, Tie
-from tf_fashion.retrieval.search import GALLERY_BLOCK, Metric, Precision, rank_counts
+from tf_fashion.retrieval.search import GALLERY_BLOCK, Metric, Precision, rank_counts, unit_rows
 
 IMAGE_TO_TEXT = "image to text"
 TEXT_TO_IMAGE = "text to image"
@@ -379,7 +379,7 @@ def _pair_scores(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, col
         part = slice(start, start + _PAIRS)
         left, right = queries[rows[part]].astype(np.float64), gallery[columns[part]].astype(np.float64)
         if metric == "cosine":
-            left, right = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (left, right))
+            left, right = unit_rows(left), unit_rows(right)
         scores[part] = np.einsum("pd,pd->p", left, right)
     return scores
 

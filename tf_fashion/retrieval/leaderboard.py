@@ -18,7 +18,7 @@ import numpy as np
 
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_json
-from tf_fashion.retrieval.search import top_k
+from tf_fashion.retrieval.search import top_k, unit_rows
 from tf_fashion.retrieval.zero_shot import Embed
 
 Kind = Literal["recall", "precision"]
@@ -109,12 +109,13 @@ def evaluate_task(
     if len(queries) > task.max_queries:
         drawn = np.sort(np.random.default_rng(task.seed).permutation(len(queries))[: task.max_queries])
         queries = [queries[n] for n in drawn]
-    documents = _units(images)
+    documents = unit_rows(images)
     if task.text_weight:
         if text_embeddings is None or np.shape(text_embeddings) != images.shape:
             raise UsageError(f"Task {task.name!r} mixes texts into products: give text_embeddings of shape {images.shape}.")
-        documents = _units((1 - task.text_weight) * documents + task.text_weight * _units(np.asarray(text_embeddings, np.float64)))
-    _, found = top_k(_units(np.asarray(embed(queries), np.float64)), documents, min(max(CUTS), len(records)), precision="float64")
+        texts = unit_rows(np.asarray(text_embeddings, np.float64))
+        documents = unit_rows((1 - task.text_weight) * documents + task.text_weight * texts)
+    _, found = top_k(unit_rows(np.asarray(embed(queries), np.float64)), documents, min(max(CUTS), len(records)), precision="float64")
     right = np.zeros((len(queries), max(CUTS)), bool)
     for row, query in enumerate(queries):
         right[row, : found.shape[1]] = np.isin(found[row], places[query])
@@ -136,7 +137,3 @@ def evaluate_task(
         "documents": len(records),
         "fingerprint": task.fingerprint,
     }
-
-
-def _units(values: np.ndarray) -> np.ndarray:
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

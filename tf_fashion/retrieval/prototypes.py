@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.retrieval.search import Precision, top_k
+from tf_fashion.retrieval.search import Precision, top_k, unit_rows
 
 # 512 concepts with 20 candidates of 512 numbers are 40 MB in double precision.
 CONCEPT_BLOCK = 512
@@ -97,19 +97,14 @@ def select_prototypes(
     prototypes = np.full((len(nearest), count), -1, np.int64)
     for start in range(0, len(nearest), CONCEPT_BLOCK):
         positions = nearest[start : start + CONCEPT_BLOCK]
-        pictures = _unit(np.asarray(images)[positions])
-        wanted = _unit(np.asarray(concepts)[start : start + CONCEPT_BLOCK])
+        pictures = unit_rows(np.asarray(images)[positions].astype(np.float64))
+        wanted = unit_rows(np.asarray(concepts)[start : start + CONCEPT_BLOCK].astype(np.float64))
         # Rounded from double precision, equal pictures have equal cosines.
         relevance = (pictures @ wanted[:, :, None])[:, :, 0].astype(np.float32)
         likeness = (pictures @ pictures.transpose(0, 2, 1)).astype(np.float32)
         order = diverse_order(relevance, likeness, count, diversity)
         prototypes[start : start + CONCEPT_BLOCK, : order.shape[1]] = np.take_along_axis(positions, order, axis=1)
     return prototypes
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 class ConceptPrototypes:

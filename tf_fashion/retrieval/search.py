@@ -22,6 +22,8 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.retrieval.ranks import TIES, PositiveRanks, RankCounts, Tie
 
 Metric = Literal["dot", "cosine"]
+
+
 Precision = Literal["float32", "float64"]
 
 QUERY_BLOCK = 256
@@ -29,6 +31,11 @@ GALLERY_BLOCK = 8192
 _ALIGN = 64
 _KEEP_BYTES = 256 * 2**20
 _PAIR_BLOCK = 1024
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows `(n, dim)` divided by max(length, 1e-12), in their own precision."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def top_k(

@@ -134,7 +134,7 @@ def _embed_paths(
     refuse_or_report(bad, bad_list, skip)
     unusable = {image.id for image in bad}
     good = {image_id: path for image_id, path in paths.items() if image_id not in unusable}
-    table = embedder.features(good, progress=progress)
+    table = embedder.encode_photos(good, progress=progress)
     return list(good), embedder.gallery(table, list(good))
 
 

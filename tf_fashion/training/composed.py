@@ -13,16 +13,15 @@ import tensorflow as tf
 
 from tf_fashion.composers import COMPOSERS, Composer
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import hash_file, hash_json, make_out_folder, replaced_file, write_json
+from tf_fashion.core.files import hash_file, hash_json, make_out_folder, write_json
 from tf_fashion.datasets import ComposedDataset, open_composed
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.audit import BadImage
-from tf_fashion.inputs.augment import Augmentation
 from tf_fashion.inputs.embeddings import load_embeddings
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.glove import glove_table, load_glove
 from tf_fashion.inputs.images import load_image
-from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource, TripletTable, query_text, training_batches
+from tf_fashion.inputs.pipelines import TripletTable, query_text, training_batches
 from tf_fashion.inputs.text import WordTokenizer, build_vocabulary, legacy_caption_order
 from tf_fashion.losses import LOSSES
 from tf_fashion.models.base import load_path
@@ -30,7 +29,7 @@ from tf_fashion.models.composed import ComposedRetriever, load_composed
 from tf_fashion.reports.tables import results_table
 from tf_fashion.retrieval.protocol import Protocol, get_protocol, summarise
 from tf_fashion.serving.export import ExportedRetriever, export_composed
-from tf_fashion.training.config import AUGMENTATIONS, ComposedConfig
+from tf_fashion.training.config import ComposedConfig
 from tf_fashion.training.evaluation import CategoryEvaluation, Embedder, evaluate_composed, needed_images
 from tf_fashion.training.graph import GraphStream, TripletGraph, build_graph, triplet_features
 from tf_fashion.training.results import write_results
@@ -62,16 +61,10 @@ class ComposedRun(TrainingRun):
                 f"--graph-from: the triplets of {self.dataset.name} are drawn anew in each epoch, so that there is no graph of them. "
                 "Leave the graph out."
             )
-        if "train" not in self.dataset.splits():
-            raise DataError(f"{self.config.data}: there is no split 'train'. Found: {', '.join(self.dataset.splits())}.")
+        self._check_splits()
         self.categories = [c for c in self.dataset.categories if "train" in self.dataset.splits(c)]
         for category in self.categories:
             self.dataset.get(category, "train")
-        if self.config.split != "none" and self.config.split not in self.dataset.splits():
-            raise UsageError(
-                f"--split: {self.config.data} has no split {self.config.split!r}. Found: {', '.join(self.dataset.splits())}; "
-                "'none' trains without evaluation."
-            )
         if self.config.caption_order == "legacy":
             self._order_captions()
         parts = [self.dataset.get(c, self.config.split) for c in self._evaluated()]
@@ -286,7 +279,7 @@ class ComposedRun(TrainingRun):
         table = self.table
         if table is None or given.image_encoder.fingerprint() != self.encoder.fingerprint():
             wanted = dict.fromkeys([*triplets.references, *triplets.targets])
-            table = Embedder(given).features({image_id: self.paths[image_id] for image_id in wanted}, config.progress)
+            table = Embedder(given).encode_photos({image_id: self.paths[image_id] for image_id in wanted}, config.progress)
         parts = triplet_features(given, table, triplets)
         graph = build_graph(parts["image"], parts["text"], parts["target"], parts["composed"], config.graph_ratio, config.graph_tau)
         graph.save(path)
@@ -296,7 +289,7 @@ class ComposedRun(TrainingRun):
         )
         return graph
 
-    def release_graph(self) -> None:
+    def release(self) -> None:
         """Takes the graph's stream out of the trained model, which then has an optimizer that begins anew."""
         if self.model.attached:
             self.model.detach()
@@ -323,16 +316,9 @@ class ComposedRun(TrainingRun):
     def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:
         """Batches from `initial_epoch` on, up to `epochs` (default: those of the run)."""
         config = self.config
-        if self.table is not None:
-            source: FeatureSource | PhotoSource = FeatureSource(self.table)
-        else:
-            augment = Augmentation() if config.flip else None
-            if config.augment:
-                augment = AUGMENTATIONS[config.augment]()
-            source = PhotoSource(self.paths, self.encoder.image_spec, augment)
         batches, _ = training_batches(
             self.triplets,
-            source,
+            self.picture_source(),
             self.tokenizer,
             config.batch_size,
             epochs or config.epochs,
@@ -362,7 +348,7 @@ class ComposedRun(TrainingRun):
         if table is None:
             wanted = needed_images(self.dataset, str(self.config.split), self._evaluated())
             show = self.config.progress if progress is None else progress
-            table = self.embedder.features({image_id: self.paths[image_id] for image_id in wanted}, progress=show)
+            table = self.embedder.encode_photos({image_id: self.paths[image_id] for image_id in wanted}, progress=show)
         return evaluate_composed(self.embedder, self.dataset, table, self.protocol, self._evaluated())
 
     def _evaluated(self) -> list[str]:
@@ -390,6 +376,26 @@ class ComposedRun(TrainingRun):
         """The content of `metrics.json`."""
         return summarise_run(results, self.protocol, self.record(self.config.composer))
 
+    # Results.
+
+    def write_metrics(self) -> dict[str, Any]:
+        config = self.config
+        results = self.evaluate()
+        metrics = self.metrics(results)
+        write_json(self.out / "metrics.json", metrics)
+        if config.report:
+            title = f"Composed retrieval with {config.composer} on {self.dataset.name}"
+            summary = (
+                f"{len(self.triplets)} training triplets, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
+            )
+            write_results(self.out, metrics, results, self.dataset, self.protocol, title, summary, config.seed, self.embedder)
+        self.say("\n" + results_table(metrics) + "\n")
+        return metrics
+
+    def write_export(self) -> str:
+        folder = export_composed(self.model, self.out / "export" / "1", {"protocol": self.protocol.to_config()})
+        return try_export(self, self.model, folder)
+
 
 def summarise_run(results: dict[str, CategoryEvaluation], protocol: Protocol, run: dict[str, Any]) -> dict[str, Any]:
     """`metrics.json` of evaluated categories; reduced galleries are declared per category."""
@@ -414,36 +420,10 @@ def train_composed(config: ComposedConfig) -> dict[str, Any]:
     """
     run = ComposedRun(config)
     run.load_pictures()
-    model = run.build_model()
+    run.build_model()
     run.pretrain()
     run.fit()
-    return finish(run, model)
-
-
-def finish(run: ComposedRun, model: ComposedRetriever) -> dict[str, Any]:
-    """Saves the model, evaluates it, writes tables, pictures and the export, and tries the export with one query."""
-    config, out = run.config, run.out
-    metrics: dict[str, Any] = {}
-    run.restore_chosen()
-    run.release_graph()
-    with replaced_file(out / "model.keras", ".keras") as temporary:
-        model.save(temporary)
-    if run.can_evaluate:
-        results = run.evaluate()
-        metrics = run.metrics(results)
-        write_json(out / "metrics.json", metrics)
-        if config.report:
-            title = f"Composed retrieval with {config.composer} on {run.dataset.name}"
-            summary = (
-                f"{len(run.triplets)} training triplets, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
-            )
-            write_results(out, metrics, results, run.dataset, run.protocol, title, summary, config.seed, run.embedder)
-        run.say("\n" + results_table(metrics) + "\n")
-    if config.export:
-        folder = export_composed(model, out / "export" / "1", {"protocol": run.protocol.to_config()})
-        run.say(try_export(run, model, folder))
-    run.list_results()
-    return metrics
+    return run.finish()
 
 
 def try_export(run: ComposedRun, model: ComposedRetriever, folder: Path) -> str:

@@ -12,19 +12,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_fashion.checkpoints.clip import load_clip
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import hash_file, replaced_file, write_json
+from tf_fashion.core.files import hash_file, write_json
 from tf_fashion.datasets.concepts import ConceptVocabulary, concept_slots
 from tf_fashion.datasets.image_text import ImageTextDataset, open_image_text
 from tf_fashion.encoders.clip import CLIPImageEncoder, CLIPTextEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.audit import BadImage
-from tf_fashion.inputs.augment import Augmentation
 from tf_fashion.inputs.bpe import CLIPTokenizer, learn_merges
-from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable, default_cache
+from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.pairs import PairTable, pair_batches, pair_labels
-from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource
 from tf_fashion.inputs.text import WordTokenizer, build_vocabulary
 from tf_fashion.inputs.unpacked import picture_paths
 from tf_fashion.losses import LOSSES
@@ -36,7 +35,6 @@ from tf_fashion.retrieval.dual import summarise_dual
 from tf_fashion.retrieval.dual_protocol import DualProtocol, get_dual_protocol
 from tf_fashion.retrieval.prototypes import ConceptPrototypes
 from tf_fashion.serving.export import ExportedDualEncoder, export_dual
-from tf_fashion.training.config import AUGMENTATIONS
 from tf_fashion.training.dual_config import CLIP, DualConfig, describe_model
 from tf_fashion.training.dual_evaluation import DualEmbedder, DualEvaluation, evaluate_split
 from tf_fashion.training.results import write_dual_results
@@ -74,13 +72,7 @@ class DualRun(TrainingRun):
             self.config.data, self.config.images, self.config.dataset, self.config.groups, self.config.data_options
         )
         self.config = dataclasses.replace(self.config, split=self.config.split or self.dataset.default_split or "none")
-        if "train" not in self.dataset.splits():
-            raise DataError(f"{self.config.data}: there is no split 'train'. Found: {', '.join(self.dataset.splits())}.")
-        if self.config.split != "none" and self.config.split not in self.dataset.splits():
-            raise UsageError(
-                f"--split: {self.config.data} has no split {self.config.split!r}. Found: {', '.join(self.dataset.splits())}; "
-                "'none' trains without evaluation."
-            )
+        self._check_splits()
         self.can_evaluate = self.config.split != "none"
         self.evaluation_splits = [str(self.config.split)] if self.can_evaluate else []
         pairs = len(self.dataset.pairs("train"))
@@ -131,8 +123,6 @@ class DualRun(TrainingRun):
         with self.scope():
             self.encoder = CLIPImageEncoder(sizes, name="image_encoder", dtype="float32" if config.freeze_backbone else None)
             if config.weights and config.text_encoder != CLIP:
-                from tf_fashion.checkpoints.clip import load_clip
-
                 load_clip(config.weights, self.encoder, None)
             if config.text_encoder == CLIP:
                 self._build_clip_text()
@@ -156,11 +146,9 @@ class DualRun(TrainingRun):
         self.text_encoder: Any = CLIPTextEncoder(dataclasses.replace(sizes, **changes), name="text_encoder")
         self.initial_scale = float(config.scale)
         if config.weights and config.image_is_clip:
-            from tf_fashion.checkpoints.clip import load_clip
-
             report, log_scale = load_clip(config.weights, self.encoder, self.text_encoder)
             self.initial_scale = float(np.exp(log_scale))
-            self.say(str(report))
+            self.say(report.format())
 
     def _all_texts(self) -> list[str]:
         """What a vocabulary is made of: training texts and the concepts' prompts."""
@@ -288,15 +276,8 @@ class DualRun(TrainingRun):
     def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:
         """Batches from `initial_epoch` on, up to `epochs` (default: those of the run)."""
         config = self.config
-        if self.table is not None:
-            source: FeatureSource | PhotoSource = FeatureSource(self.table)
-        else:
-            augment = Augmentation() if config.flip else None
-            if config.augment:
-                augment = AUGMENTATIONS[config.augment]()
-            source = PhotoSource(self.paths, self.encoder.image_spec, augment)
         batches, _ = pair_batches(
-            self.pairs, source, config.step_batch, epochs or config.epochs, initial_epoch, config.seed, self.steps
+            self.pairs, self.picture_source(), config.step_batch, epochs or config.epochs, initial_epoch, config.seed, self.steps
         )
         return batches
 
@@ -315,7 +296,7 @@ class DualRun(TrainingRun):
         if self.table is None:
             self._refuse(bad)
             return list(paths.values())
-        cache = FeatureCache(self.config.cache or default_cache(), self.encoder.fingerprint(), self.encoder.feature_shape)
+        cache = FeatureCache.of(self.encoder, self.config.cache)
         bad += cache.fill(paths, self.encoder.image_spec, self.embedder.encode, progress=self.config.progress)
         self._refuse(bad)
         return cache.table(paths)
@@ -364,6 +345,24 @@ class DualRun(TrainingRun):
         values = {f"{short}_R@1": metrics["categories"][name]["R@1"] for short, name in sides.items()}
         return {**values, "mean": metrics["mean"]["mean"]}
 
+    # Results.
+
+    def write_metrics(self) -> dict[str, Any]:
+        config = self.config
+        evaluation = self.evaluate()
+        name = describe_model(config)
+        metrics = summarise_dual(evaluation.result, self.record(name))
+        write_json(self.out / "metrics.json", metrics)
+        if config.report:
+            title = f"Image-text retrieval with {name} on {self.dataset.name}"
+            summary = f"{len(self.pairs)} training pairs, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
+            write_dual_results(self.out, metrics, evaluation, self.paths, self.protocol, title, summary, config.seed)
+        self.say("\n" + directions_table(metrics) + "\n")
+        return metrics
+
+    def write_export(self) -> str:
+        return try_export(self, self.model, export_dual(self.model, self.out / "export" / "1"))
+
 
 def open_data(
     data: str, images: str | None, name: str = "auto", groups: str | None = None, options: Mapping[str, Any] | None = None
@@ -406,33 +405,9 @@ def train_dual(config: DualConfig) -> dict[str, Any]:
     """
     run = DualRun(config)
     run.load_pictures()
-    model = run.build_model()
+    run.build_model()
     run.fit()
-    return finish_dual(run, model)
-
-
-def finish_dual(run: DualRun, model: DualEncoder) -> dict[str, Any]:
-    """Saves the model, evaluates it, writes tables, pictures and the export, and tries the export with one pair."""
-    config, out = run.config, run.out
-    metrics: dict[str, Any] = {}
-    run.restore_chosen()
-    with replaced_file(out / "model.keras", ".keras") as temporary:
-        model.save(temporary)
-    if run.can_evaluate:
-        evaluation = run.evaluate()
-        name = describe_model(config)
-        metrics = summarise_dual(evaluation.result, run.record(name))
-        write_json(out / "metrics.json", metrics)
-        if config.report:
-            title = f"Image-text retrieval with {name} on {run.dataset.name}"
-            summary = f"{len(run.pairs)} training pairs, {config.epochs} epochs, seed {config.seed}; {metrics['run']['selection']}."
-            write_dual_results(out, metrics, evaluation, run.paths, run.protocol, title, summary, config.seed)
-        run.say("\n" + directions_table(metrics) + "\n")
-    if config.export:
-        folder = export_dual(model, out / "export" / "1")
-        run.say(try_export(run, model, folder))
-    run.list_results()
-    return metrics
+    return run.finish()
 
 
 def try_export(run: DualRun, model: DualEncoder, folder: Path) -> str:

@@ -20,7 +20,7 @@ from tf_fashion.datasets.image_text import ImageTextDataset, read_groups
 from tf_fashion.datasets.json_lines import read_lines
 from tf_fashion.datasets.pictures import PictureStore
 from tf_fashion.inputs.audit import BadImage, audit_images
-from tf_fashion.inputs.feature_cache import FeatureCache, default_cache, image_batches
+from tf_fashion.inputs.feature_cache import FeatureCache, image_batches
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.unpacked import picture_paths
 from tf_fashion.models.dual import DualEncoder, load_dual
@@ -38,7 +38,7 @@ from tf_fashion.retrieval.predictions import (
     write_predictions,
     write_scores,
 )
-from tf_fashion.retrieval.search import Metric, Precision, top_k
+from tf_fashion.retrieval.search import Metric, Precision, top_k, unit_rows
 from tf_fashion.retrieval.zero_shot import FASHION_TEMPLATES, class_embeddings, classify, score_classes
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.dual import open_data
@@ -188,7 +188,7 @@ def evaluate_dual_command(
             rows = _rows_of(files[0], list(dataset.image_truth(split)))
             texts = _rows_of(files[1], [query.query_id for query in dataset.queries(split)])
             if metric == "cosine":
-                rows, texts = _units(rows), _units(texts)
+                rows, texts = unit_rows(rows), unit_rows(texts)
             paths = _known_paths(dataset, split) if report else {}
             run |= {"name": name or Path(str(image_features)).name, "features": _described(files)}
         run |= {"data_hash": dataset.data_hash([split]), "config": {"split": split, "metric": metric}}
@@ -369,7 +369,7 @@ def search_dual(
         wrong = {image.id for image in bad}
         ids = [image_id for image_id in paths if image_id not in wrong]
         values = embedder.images([paths[image_id] for image_id in ids], progress)
-    scores, places = top_k(_units(query), np.asarray(values, np.float32), min(top, len(ids)))
+    scores, places = top_k(unit_rows(query), np.asarray(values, np.float32), min(top, len(ids)))
     found = [ids[place] for place in places[0]]
     if sheet:
         row = SheetRow(Path(photo) if photo else None, text, [paths.get(i) for i in found], found, [float(x) for x in scores[0]])
@@ -507,10 +507,8 @@ def embedded_images(
     """
     paths, bad = picture_paths(dataset.pictures, dataset.image_truth(split), progress=progress)
     encoder = embedder.model.image_encoder
-    where, fingerprint = default_cache(), encoder.fingerprint()
-    cache = None
-    if FeatureCache.folder_of(where, fingerprint).is_dir():
-        cache = FeatureCache(where, fingerprint, encoder.feature_shape)
+    cache = FeatureCache.existing(encoder)
+    if cache is not None:
         bad += cache.fill(paths, encoder.image_spec, embedder.encode, progress=progress)
     else:
         bad += audit_images(paths, encoder.image_spec, progress=progress)
@@ -698,10 +696,6 @@ def _rows_of(file: FeatureFile, ids: Sequence[Any]) -> np.ndarray:
     if absent:
         raise DataError(f"{file.path}: {len(absent)} of {len(ids)} ids of the dataset have no features: {', '.join(absent[:5])}.")
     return file.values[[place[str(entry)] for entry in ids]]
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _known_paths(dataset: ImageTextDataset, split: str) -> dict[str, Path]:

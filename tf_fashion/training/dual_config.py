@@ -14,7 +14,7 @@ from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.pairs import SAME
 from tf_fashion.losses.concept import WEIGHTINGS
 from tf_fashion.retrieval.dual_protocol import get_dual_protocol
-from tf_fashion.training.config import FromPreset, RunConfig
+from tf_fashion.training.config import FromPreset, MatchingConfig
 from tf_fashion.training.presets import DUAL_DEFAULTS, DUAL_PRESETS
 
 # The name among text encoders of CLIP's text tower.
@@ -32,7 +32,7 @@ CONCEPT_SOURCES = ("data", "data+kb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualConfig(RunConfig):
+class DualConfig(MatchingConfig):
     """Everything that decides a run. Fields that are None take the preset's value (see `DUAL_PRESETS`).
 
     Attributes are explained by `tf-fashion train dual --help`.
@@ -142,9 +142,7 @@ class DualConfig(RunConfig):
             self.check_backbone()
         if self.pooling == "none":
             raise UsageError("--pooling none: a dual encoder compares vectors. Choose avg, max, gem or avg_max.")
-        for name in ("bpe_size", "context_length", "concept_slots", "concept_candidates", "concept_prototypes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        self.at_least_one("bpe_size", "context_length", "concept_slots", "concept_candidates", "concept_prototypes")
         if self.global_batch is not None and self.global_batch < self.batch_size:
             raise UsageError(
                 f"--global-batch: expected at least --batch-size ({self.batch_size}), the pairs that go through the towers at a time; "

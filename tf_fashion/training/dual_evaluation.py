@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_fashion.datasets.image_text import ImageTextDataset
-from tf_fashion.inputs.feature_cache import image_batches
 from tf_fashion.models.dual import DualEncoder
 from tf_fashion.retrieval.dual import DualResult, evaluate_dual
 from tf_fashion.retrieval.dual_protocol import DualProtocol
+from tf_fashion.training.embedding import PictureEmbedder
 
-EMBED_BATCH = 256
 
-
-class DualEmbedder:
+class DualEmbedder(PictureEmbedder):
     """Runs a dual encoder's sides in batches, each traced once.
 
     Args:
@@ -29,40 +25,23 @@ class DualEmbedder:
     """
 
     def __init__(self, model: DualEncoder, batch_size: int = 32) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        size = model.image_encoder.image_size
-        shape = model.image_encoder.feature_shape
-        self.encode = tf.function(
-            lambda images: tf.cast(model.encode_image(images, training=False), tf.float32),
-            input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
-        )
-        self._features = tf.function(model.embed_features, input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
+        super().__init__(model, batch_size)
+        self._features = self.on_features(model.embed_features)
         self._tokens = tf.function(model.embed_text, input_signature=[tf.TensorSpec((None, None), tf.int32)])
 
     def features(self, features: np.ndarray) -> np.ndarray:
         """Embeddings float32 `(n, dim)` of image features `(n, ...)`."""
-        return self._in_blocks(self._features, features, np.float32)
-
-    def _in_blocks(self, embed: Any, rows: np.ndarray, kind: Any) -> np.ndarray:
-        parts = [embed(np.asarray(rows[at : at + EMBED_BATCH], kind)).numpy() for at in range(0, len(rows), EMBED_BATCH)]
-        return np.concatenate(parts) if parts else np.empty((0, self.model.dim), np.float32)
+        return self.in_blocks(self._features, features, self.model.dim)
 
     def images(self, paths: Sequence[Path], progress: bool = True) -> np.ndarray:
         """Embeddings float32 `(n, dim)` of photos."""
-        values = np.empty((len(paths), self.model.dim), np.float32)
-        at = 0
-        with tqdm(total=len(paths), desc="embedding images", unit="image", disable=not progress) as bar:
-            for images in image_batches(list(paths), self.model.image_encoder.image_spec, self.batch_size):
-                rows = self._features(self.encode(images)).numpy()
-                values[at : at + len(rows)] = rows
-                at += len(rows)
-                bar.update(len(rows))
-        return values
+        return self.photos(
+            paths, lambda images: self._features(self.encode(images)).numpy(), (self.model.dim,), "embedding images", progress
+        )
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings float32 `(n, dim)` of token ids `(n, steps)`."""
-        return self._in_blocks(self._tokens, rows, np.int32)
+        return self.in_blocks(self._tokens, rows, self.model.dim, np.int32)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings float32 `(n, dim)` of texts."""

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError
 from tf_fashion.datasets import CategorySplit, ComposedDataset
 from tf_fashion.datasets.val_files import ground_truth
-from tf_fashion.inputs.audit import BadImage, audit_images
-from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable, default_cache, image_batches
+from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.pipelines import query_text
 from tf_fashion.models import ComposedRetriever
 from tf_fashion.retrieval.protocol import CategoryResult, Protocol, evaluate_category, gallery_for
+from tf_fashion.retrieval.search import unit_rows
+from tf_fashion.training.embedding import PictureEmbedder
 
 QUERY_BATCH = 256
 
 
-def _without(paths: Mapping[str, Path], bad: Sequence[BadImage]) -> dict[str, Path]:
-    unusable = {image.id for image in bad}
-    return {image_id: Path(path) for image_id, path in paths.items() if image_id not in unusable}
-
-
-class Embedder:
-    """Runs a model's parts in batches, each traced once.
+class Embedder(PictureEmbedder):
+    """Runs a retriever's parts in batches, each traced once.
 
     Args:
         model: The retriever.
@@ -36,47 +30,12 @@ class Embedder:
     """
 
     def __init__(self, model: ComposedRetriever, batch_size: int = 32) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        shape = model.image_encoder.feature_shape
-        size = model.image_encoder.image_size
-        self.encode = tf.function(
-            lambda images: tf.cast(model.encode_image(images, training=False), tf.float32),
-            input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
-        )
-        self._gallery = tf.function(model.embed_features, input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
-        signature = [tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
+        super().__init__(model, batch_size)
+        self._gallery = self.on_features(model.embed_features)
+        signature = [tf.TensorSpec((None, *model.image_encoder.feature_shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
         if model.needs_lengths:
             signature.append(tf.TensorSpec((None,), tf.int32))
         self._query = tf.function(model.embed_query, input_signature=signature)
-
-    def features(self, paths: Mapping[str, Path], progress: bool = True) -> FeatureTable:
-        """Features of photos, in memory, in the order of `paths`."""
-        spec = self.model.image_encoder.image_spec
-        ids = list(paths)
-        values = np.empty((len(ids), *self.model.image_encoder.feature_shape), np.float32)
-        at = 0
-        with tqdm(total=len(ids), desc="encoding images", unit="image", disable=not progress) as bar:
-            for images in image_batches([Path(paths[image_id]) for image_id in ids], spec, self.batch_size):
-                rows = self.encode(images).numpy()
-                values[at : at + len(rows)] = rows
-                at += len(rows)
-                bar.update(len(rows))
-        return FeatureTable(ids, values)
-
-    def features_or_problems(self, paths: Mapping[str, Path], progress: bool = True) -> tuple[FeatureTable, list[BadImage]]:
-        """Features of all photos that can be used, and the others with the reason.
-
-        Photos that a training run with this (frozen) encoder has encoded are taken from its cache, and new ones are added to it.
-        """
-        encoder = self.model.image_encoder
-        where, fingerprint = default_cache(), encoder.fingerprint()
-        if not FeatureCache.folder_of(where, fingerprint).is_dir():
-            bad = audit_images(paths, encoder.image_spec, progress=progress)
-            return self.features(_without(paths, bad), progress), bad
-        cache = FeatureCache(where, fingerprint, encoder.feature_shape)
-        bad = cache.fill(paths, encoder.image_spec, self.encode, progress=progress)
-        return cache.table(_without(paths, bad)), bad
 
     def gallery(self, table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
         """Gallery embeddings `(len(ids), dim)` float32."""
@@ -165,7 +124,7 @@ def embed_queries(
     embeddings = embedder.queries(table, references, texts)
     if protocol.captions == "both_orders":
         embeddings = embeddings + embedder.queries(table, references, [query_text(pair[::-1], protocol.join) for pair in captions])
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        embeddings = unit_rows(embeddings)
     return embeddings
 
 

@@ -24,6 +24,7 @@ from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.pipelines import TripletTable, query_text
 from tf_fashion.layers import Adjacency, GraphConvolution
 from tf_fashion.models import ComposedRetriever
+from tf_fashion.retrieval.search import unit_rows
 from tf_fashion.training.evaluation import QUERY_BATCH
 
 # Candidates for the threshold of similarity: 0.01, 0.02, ..., 1.00.
@@ -70,10 +71,6 @@ class TripletGraph:
             raise DataError(f"{path}: not a readable graph ({error}). Delete the file, and the graph is built anew.") from None
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
 def graph_features(target: np.ndarray, composed: np.ndarray) -> np.ndarray:
     """What similarity is measured on: the unit vector of [unit target feature; unit composed feature].
 
@@ -84,8 +81,8 @@ def graph_features(target: np.ndarray, composed: np.ndarray) -> np.ndarray:
     Returns:
         float32 `(N, 2 * dim)`.
     """
-    parts = [_unit(np.asarray(x, dtype=np.float32)) for x in (target, composed)]
-    return _unit(np.concatenate(parts, axis=1))
+    parts = [unit_rows(np.asarray(x, dtype=np.float32)) for x in (target, composed)]
+    return unit_rows(np.concatenate(parts, axis=1))
 
 
 def _similarities(features: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
