@@ -1,6 +1,7 @@
 """The trainable models: plain `keras.Model`s on shared encoders."""
 
+from tf_fashion.models.attributes import AttributeClassifier, load_attributes
 from tf_fashion.models.composed import ComposedRetriever, load_composed
 from tf_fashion.models.dual import DualEncoder, load_dual
 
-__all__ = ["ComposedRetriever", "DualEncoder", "load_composed", "load_dual"]
+__all__ = ["AttributeClassifier", "ComposedRetriever", "DualEncoder", "load_attributes", "load_composed", "load_dual"]

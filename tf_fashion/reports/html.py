@@ -67,14 +67,9 @@ def write_report(
         compared = compare_results([metrics, *baselines.values()], [name, *baselines])
     own = compare_results([metrics], [name])[0]
     cuts = [key for key in own if key.startswith("R@")]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html").render(
+    render_page(
+        path,
+        "report.html",
         title=title,
         summary=summary,
         protocol=protocol_line(metrics),
@@ -84,17 +79,29 @@ def write_report(
         compared=compared,
         best={key: max(row[key] for row in compared) for key in (*cuts, "mean")} if compared else {},
         name=name,
-        curves=_svg_uri(curves_svg(history)) if history else "",
+        curves=svg_uri(curves_svg(history)) if history else "",
         rows=[_row(row, columns, tile) for row in rows],
         columns=columns,
         words=[_word_row(query, tile) for query in words],
-        details=_flat(metrics.get("run", {})),
+        details=flat_details(metrics.get("run", {})),
         fingerprint=metrics["protocol"].get("fingerprint", ""),
         intervals=any(_wide(values.get("interval")) for values in metrics["categories"].values()),
     )
+    return path
+
+
+def render_page(path: Path, template: str, **values: Any) -> None:
+    """Writes a page from a template of this package; text is escaped, and a name that the template misses is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(template).render(**values)
     with atomic_write(path) as file:
         file.write(html)
-    return path
 
 
 def picture_uri(path: str | Path | None, side: int) -> Markup | None:
@@ -111,7 +118,8 @@ def _jpeg_uri(picture: Image.Image) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
 
 
-def _svg_uri(svg: str) -> Markup:
+def svg_uri(svg: str) -> Markup:
+    """A drawing as a data URI."""
     return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
 
 
@@ -154,12 +162,12 @@ def _word_row(query: WordMaps, tile: int) -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat_details(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested dictionaries as rows ("config.lr", "0.001")."""
     if isinstance(value, Mapping):
         rows: list[tuple[str, str]] = []
         for key, entry in value.items():
-            rows += _flat(entry, f"{prefix}.{key}" if prefix else str(key))
+            rows += flat_details(entry, f"{prefix}.{key}" if prefix else str(key))
         return rows
     if isinstance(value, str):
         return [(prefix, value)]

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import write_json
 from tf_fashion.inputs.images import safe_decode_batch
-from tf_fashion.models import ComposedRetriever, DualEncoder
+from tf_fashion.models import AttributeClassifier, ComposedRetriever, DualEncoder
 
 
 def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
@@ -39,10 +39,6 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
     Raises:
         UsageError: the model has no tokenizer.
     """
-    if model.tokenizer is None:
-        raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     spec = model.image_encoder.image_spec
 
     def query(image_bytes: tf.Tensor, text: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -50,29 +46,41 @@ def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[s
         features = tf.cast(model.encode_image(images, training=False), tf.float32)
         return {"embedding": model.embed_query(features, *model.text_inputs(text)), "valid": valid}
 
-    def gallery(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, valid = safe_decode_batch(image_bytes, spec)
-        return {"embedding": model.embed_image(images), "valid": valid}
-
-    text = tf.TensorSpec((None,), tf.string, name="text")
-    endpoints = {"serving_default": (query, [_IMAGE_BYTES, text]), "embed_image": (gallery, [_IMAGE_BYTES])}
-    notes = {"kind": "composed", "dim": model.dim, "image_spec": spec.to_config(), "caption_style": model.caption_style}
-    return _write(model, folder, endpoints, {**notes, **(record or {})})
+    notes = {"kind": "composed", "caption_style": model.caption_style}
+    return _write(model, folder, query, [_IMAGE_BYTES, _TEXT], {**notes, **(record or {})})
 
 
 _IMAGE_BYTES = tf.TensorSpec((None,), tf.string, name="image_bytes")
+_TEXT = tf.TensorSpec((None,), tf.string, name="text")
 
 
-def _write(model: keras.Model, folder: Path, endpoints: dict[str, tuple[Any, list[tf.TensorSpec]]], record: dict[str, Any]) -> Path:
-    """Writes a SavedModel with some signatures, complete or not at all."""
+def _write(
+    model: ComposedRetriever | DualEncoder | AttributeClassifier,
+    folder: str | Path,
+    query: Any,
+    signature: list[tf.TensorSpec],
+    record: dict[str, Any],
+) -> Path:
+    """Writes a SavedModel whose default signature is `query`, beside `embed_image`; complete or not at all."""
+    if "tokenizer" in model.parts and model.tokenizer is None:
+        raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    spec = model.image_encoder.image_spec
+
+    def embed_image(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        return {"embedding": model.embed_image(images), "valid": valid}
+
     archive = keras.export.ExportArchive()
     archive.track(model)
-    for name, (function, signature) in endpoints.items():
-        archive.add_endpoint(name, function, input_signature=signature)
+    archive.add_endpoint("serving_default", query, input_signature=signature)
+    archive.add_endpoint("embed_image", embed_image, input_signature=[_IMAGE_BYTES])
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         archive.write_out(str(temporary / "model"), verbose=False)
-        write_json(temporary / "model" / "tf_fashion.json", record)
+        facts = {"dim": model.dim, "image_spec": spec.to_config(), **record}
+        write_json(temporary / "model" / "tf_fashion.json", facts)
         old = temporary / "old"
         if folder.exists():
             os.replace(folder, old)
@@ -100,23 +108,41 @@ def export_dual(model: DualEncoder, folder: str | Path, record: dict[str, Any] |
     Raises:
         UsageError: the model has no tokenizer.
     """
-    if model.tokenizer is None:
-        raise UsageError("Only a model with a tokenizer can be exported: the signature takes sentences.")
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    spec = model.image_encoder.image_spec
 
     def embed_text(text: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"embedding": model.embed_text(model.token_ids(text))}
 
-    def embed_image(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, valid = safe_decode_batch(image_bytes, spec)
-        return {"embedding": model.embed_image(images), "valid": valid}
+    notes = {"kind": "dual", "scale": float(model.scale())}
+    return _write(model, folder, embed_text, [_TEXT], {**notes, **(record or {})})
 
-    text = tf.TensorSpec((None,), tf.string, name="text")
-    endpoints = {"serving_default": (embed_text, [text]), "embed_image": (embed_image, [_IMAGE_BYTES])}
-    notes = {"kind": "dual", "dim": model.dim, "image_spec": spec.to_config(), "scale": float(model.scale())}
-    return _write(model, folder, endpoints, {**notes, **(record or {})})
+
+def export_attributes(model: AttributeClassifier, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes a SavedModel of an attribute classifier, complete or not at all.
+
+    Signatures (names are those of the REST and gRPC interfaces of TensorFlow Serving):
+        `serving_default`: `image_bytes` string `(batch,)` -> `probabilities` and `logits` float32 `(batch, labels)`, `embedding`
+            float32 `(batch, dim)`, `valid` bool `(batch,)`.
+        `embed_image`: `image_bytes` -> `embedding`, `valid`.
+
+    An undecodable photo does not fail the batch: its row has `valid` false and the results of a black picture. `tf_fashion.json` beside
+    the model names the labels in their order.
+
+    Args:
+        model: The classifier.
+        folder: Target; what an earlier export left there is replaced at the end.
+        record: JSON-able facts that are added to `tf_fashion.json`.
+    """
+    spec = model.image_encoder.image_spec
+
+    def predict(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        features = tf.cast(model.encode_image(images, training=False), tf.float32)
+        logits = model.logits_of(features)
+        embedding = model.embed_features(features)
+        return {"probabilities": model.probabilities(logits), "logits": logits, "embedding": embedding, "valid": valid}
+
+    notes = {"kind": "attributes", "label_map": model.label_map.to_config(), "exclusive": list(model.exclusive)}
+    return _write(model, folder, predict, [_IMAGE_BYTES], {**notes, **(record or {})})
 
 
 class _Exported:
@@ -162,3 +188,11 @@ class ExportedDualEncoder(_Exported):
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings `(n, dim)` of texts."""
         return self._default(text=tf.constant(list(texts)))["embedding"].numpy()
+
+
+class ExportedAttributeClassifier(_Exported):
+    """An exported attribute classifier; arguments and errors as of any export."""
+
+    def predict(self, photos: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """`probabilities` and `logits` `(n, labels)`, `embedding` `(n, dim)`, and `valid` `(n,)`: whether each photo was readable."""
+        return {name: value.numpy() for name, value in self._default(image_bytes=tf.constant(list(photos))).items()}

@@ -25,6 +25,7 @@ AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "clip": Augmentation.clip,
     "val": Augmentation.val,
     "val_mirror": functools.partial(Augmentation.val, crop=False),
+    "imaterialist": Augmentation.imaterialist,
 }
 
 # Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
@@ -57,8 +58,6 @@ class RunConfig:
     images: str | None = None
     dataset: str = "auto"
     preset: str = "auto"
-    text_encoder: FromPreset = None
-    text_options: FromPreset = None
     backbone: FromPreset = None
     weights: str | None = None
     freeze_backbone: bool = False
@@ -69,17 +68,12 @@ class RunConfig:
     pooling: FromPreset = None
     descriptors: FromPreset = None
     norm_momentum: FromPreset = None
-    dim: FromPreset = None
-    word_dim: FromPreset = None
-    text_units: FromPreset = None
-    text_dropout: FromPreset = None
-    tokens: FromPreset = None
-    projection: FromPreset = None
+    norm_unbiased: FromPreset = None
+    scaling: FromPreset = None
     feature_norm: FromPreset = None
     feature_dropout: FromPreset = None
     loss: FromPreset = None
     loss_options: FromPreset = None
-    scale: FromPreset = None
     init_from: str | None = None
     optimizer: FromPreset = None
     optimizer_options: FromPreset = None
@@ -133,25 +127,27 @@ class RunConfig:
 
     def check_run(self) -> None:
         """Raises `UsageError` for values that no run of any model can have."""
-        LOSSES.get(self.loss)
         self.one_of("optimizer", ("adamw", "adam"))
         self.one_of("schedule", ("cosine", "constant", "step", "warmup_step"))
         self.one_of("augment", (None, False, *AUGMENTATIONS))
-        self.one_of("tokens", RULES)
         self.one_of("select", ("last", "best"))
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"--ema: expected a number between 0 and 1, found {self.ema}.")
-        for name in ("epochs", "batch_size", "dim", "word_dim", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
+        self.at_least_one("epochs", "batch_size", "evaluate_every")
         if not self.learning_rate or self.learning_rate <= 0:
             raise UsageError(f"--learning-rate: expected a positive number, found {self.learning_rate}.")
-        self.shares("feature_dropout", "text_dropout")
+        self.shares("feature_dropout")
 
     def one_of(self, name: str, known: Sequence[Any]) -> None:
         """Raises `UsageError` if a field has a value that is not among the known ones."""
         if getattr(self, name) not in known:
             raise UsageError(f"--{name.replace('_', '-')}: expected {' or '.join(map(str, known))}; found {getattr(self, name)!r}.")
+
+    def at_least_one(self, *names: str) -> None:
+        """Raises `UsageError` if a field that is set is below 1."""
+        for name in names:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}.")
 
     def shares(self, *names: str) -> None:
         """Raises `UsageError` if a field is not in [0, 1)."""
@@ -182,7 +178,29 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComposedConfig(RunConfig):
+class MatchingConfig(RunConfig):
+    """What decides a run of a model that matches pictures with texts."""
+
+    text_encoder: FromPreset = None
+    text_options: FromPreset = None
+    dim: FromPreset = None
+    word_dim: FromPreset = None
+    text_units: FromPreset = None
+    text_dropout: FromPreset = None
+    tokens: FromPreset = None
+    projection: FromPreset = None
+    scale: FromPreset = None
+
+    def check_run(self) -> None:
+        super().check_run()
+        LOSSES.get(self.loss)
+        self.one_of("tokens", RULES)
+        self.at_least_one("dim", "word_dim")
+        self.shares("text_dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedConfig(MatchingConfig):
     """Everything that decides a run. Fields that are None take the preset's value (see `PRESETS`).
 
     Attributes are explained by `tf-fashion train composed --help`.

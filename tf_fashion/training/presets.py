@@ -8,15 +8,43 @@ from typing import Any
 LEVELS = ("low", "mid", "high")
 ALL_STAGES = ("stage5", "stage4", "stage3", "stage2", "stage1")
 
-# What neither the command line nor the preset says.
-DEFAULTS: dict[str, Any] = {
-    "composer": "tirg",
-    "composer_options": {},
+# What neither the command line nor the preset says: of all models, of those that match pictures with texts, of composed retrieval.
+RUN_DEFAULTS: dict[str, Any] = {
+    "resize": "squash",
+    "interpolation": "bilinear",
+    "scaling": None,
+    "norm_unbiased": False,
+    "taps": ("stage5",),
+    "pooling": "avg",
+    "descriptors": (),
+    "feature_norm": False,
+    "feature_dropout": 0.0,
+    "optimizer": "adamw",
+    "optimizer_options": {},
+    "schedule": "cosine",
+    "schedule_options": {},
+    "weight_decay": 0.0,
+    "backbone_factor": 1.0,
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": 0.001,
+    "flip": False,
+}
+MATCHING_DEFAULTS: dict[str, Any] = {
+    **RUN_DEFAULTS,
     "text_options": {},
-    "text_encoder": "swem",
-    "word_dim": 256,
     "text_dropout": 0.0,
     "tokens": "strip_punct",
+    "dim": 512,
+    "projection": "linear",
+    "loss": "batch_classification",
+}
+DEFAULTS: dict[str, Any] = {
+    **MATCHING_DEFAULTS,
+    "composer": "tirg",
+    "composer_options": {},
+    "text_encoder": "swem",
+    "word_dim": 256,
     "marks": False,
     "spelling": False,
     "legacy_markers": False,
@@ -24,31 +52,11 @@ DEFAULTS: dict[str, Any] = {
     "glove_missing": "scaled_normal",
     "captions": "joined",
     "caption_style": "and",
-    "resize": "squash",
-    "interpolation": "bilinear",
-    "taps": ("stage5",),
-    "pooling": "avg",
-    "descriptors": (),
-    "dim": 512,
-    "projection": "linear",
-    "feature_norm": False,
-    "feature_dropout": 0.0,
-    "loss": "batch_classification",
     "loss_options": {},
     "scale": 4.0,
     "semantic_with": "target",
-    "optimizer": "adamw",
-    "optimizer_options": {},
-    "schedule": "cosine",
-    "schedule_options": {},
-    "weight_decay": 0.0,
     "l2_penalty": 0.0,
-    "backbone_factor": 1.0,
     "legacy_triple_pass": False,
-    "epochs": 10,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "flip": False,
 }
 
 # Better starts than the originals', for presets that do not reproduce one. VAL's self-attention begins with weight 0 there, and
@@ -60,42 +68,50 @@ COMPOSER_DEFAULTS: dict[str, dict[str, Any]] = {
 # Composers on maps drop features after composing, and with them what the sentence said.
 MAP_DROPOUT = 0.1
 
+# A frozen pretrained backbone, whose features are computed once; and a small network from scratch. What presets of all models share.
+_FROZEN: dict[str, Any] = {
+    "backbone": "mobilenet_v2",
+    "taps": ALL_STAGES,
+    "descriptors": ("colour", "shape"),
+    "feature_norm": True,
+    "feature_dropout": 0.5,
+    "weight_decay": 1e-4,
+}
+_SCRATCH: dict[str, Any] = {
+    "backbone": "small_cnn",
+    "image_size": 64,
+    "taps": ("stage5", "stage4"),
+    "pooling": "avg_max",
+    "feature_norm": True,
+    "learning_rate": 2e-3,
+    "weight_decay": 1e-4,
+}
+
 # What a preset says is taken where the command line says nothing.
 PRESETS: dict[str, dict[str, Any]] = {
     # Frozen pretrained backbone, features computed once: minutes on a CPU.
     "frozen": {
-        "backbone": "mobilenet_v2",
-        "taps": ALL_STAGES,
-        "descriptors": ("colour", "shape"),
+        **_FROZEN,
         "text_encoder": "gru",
         "word_dim": 128,
         "text_units": 160,
         "text_dropout": 0.3,
         "dim": 512,
-        "feature_norm": True,
-        "feature_dropout": 0.5,
         "batch_size": 128,
         "epochs": 12,
         "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
     },
     # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {
-        "backbone": "small_cnn",
-        "image_size": 64,
-        "taps": ("stage5", "stage4"),
+        **_SCRATCH,
         "descriptors": (),
-        "pooling": "avg_max",
         "text_encoder": "swem",
         "word_dim": 128,
         "text_dropout": 0.0,
         "dim": 256,
-        "feature_norm": True,
         "feature_dropout": 0.0,
         "batch_size": 64,
         "epochs": 4,
-        "learning_rate": 2e-3,
-        "weight_decay": 1e-4,
     },
     # A pretrained backbone trained along: for GPUs.
     "finetune": {
@@ -245,27 +261,15 @@ PRESETS["rtic"] = {
 
 # Dual encoders: what neither the command line nor the preset says.
 DUAL_DEFAULTS: dict[str, Any] = {
+    **MATCHING_DEFAULTS,
     "clip": None,
     "backbone": None,
     "image_size": None,
     "text_encoder": "gru",
-    "text_options": {},
     "word_dim": 128,
-    "text_dropout": 0.0,
-    "tokens": "strip_punct",
     "bpe_size": 4096,
     "context_length": None,
     "original_truncation": False,
-    "resize": "squash",
-    "interpolation": "bilinear",
-    "taps": ("stage5",),
-    "pooling": "avg",
-    "descriptors": (),
-    "dim": 512,
-    "projection": "linear",
-    "feature_norm": False,
-    "feature_dropout": 0.0,
-    "loss": "batch_classification",
     "loss_options": {"directions": "both", "share_targets": True},
     "scale": 1 / 0.07,
     "bias": None,
@@ -282,16 +286,6 @@ DUAL_DEFAULTS: dict[str, Any] = {
     "concept_diversity": 0.8,
     "original_selection": False,
     "swap_father_maps": False,
-    "optimizer": "adamw",
-    "optimizer_options": {},
-    "schedule": "cosine",
-    "schedule_options": {},
-    "weight_decay": 0.0,
-    "backbone_factor": 1.0,
-    "epochs": 10,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "flip": False,
     "protocol": "full",
 }
 
@@ -311,34 +305,23 @@ _FASHION_KLIP: dict[str, Any] = {
 DUAL_PRESETS: dict[str, dict[str, Any]] = {
     # Frozen pretrained backbone, features computed once: minutes on a CPU.
     "frozen": {
-        "backbone": "mobilenet_v2",
-        "taps": ALL_STAGES,
-        "descriptors": ("colour", "shape"),
+        **_FROZEN,
         "text_encoder": "bigru",
         "text_units": 160,
         "text_dropout": 0.3,
-        "feature_norm": True,
-        "feature_dropout": 0.5,
         "projection": "mlp",
         "batch_size": 256,
         "epochs": 30,
         "learning_rate": 2e-3,
-        "weight_decay": 1e-4,
     },
     # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {
-        "backbone": "small_cnn",
-        "image_size": 64,
-        "taps": ("stage5", "stage4"),
-        "pooling": "avg_max",
+        **_SCRATCH,
         "text_encoder": "gru",
         "text_units": 128,
         "dim": 256,
-        "feature_norm": True,
         "batch_size": 128,
         "epochs": 8,
-        "learning_rate": 2e-3,
-        "weight_decay": 1e-4,
         "flip": True,
     },
     # A small CLIP from scratch.
@@ -374,4 +357,68 @@ DUAL_PRESETS["siglip"] = {
     "loss_options": {"same_label": "positive"},
     "scale": 10.0,
     "bias": -10.0,
+}
+
+# Attribute classifiers: what neither the command line nor the preset says.
+ATTRIBUTE_DEFAULTS: dict[str, Any] = {
+    **RUN_DEFAULTS,
+    "hidden": (),
+    "hidden_dropout": 0.0,
+    "exclusive": "auto",
+    "correlation": False,
+    "correlation_options": {},
+    "loss": "bce",
+    "loss_options": {},
+    "label_smoothing": 0.0,
+    "balance": "none",
+    "unlabelled": "absent",
+    "start_at_prior": True,
+    "tta": "none",
+    "thresholds": "label",
+    "objective": "micro",
+    "folds": 5,
+}
+
+# The published iMaterialist predictor (github.com/malteprinzler/VisualFashionAttributePrediction): ResNet-50 on 512 pixels, no
+# schedule, four passes; the random changes that it describes but never applies are applied.
+_IMATERIALIST: dict[str, Any] = {
+    "backbone": "torch_resnet50",
+    "image_size": 512,
+    "scaling": "imaterialist",
+    "norm_unbiased": True,
+    "norm_momentum": 0.9,
+    "exclusive": "none",
+    "start_at_prior": False,
+    "optimizer": "adam",
+    "schedule": "constant",
+    "batch_size": 48,
+    "epochs": 4,
+    "augment": "imaterialist",
+}
+
+ATTRIBUTE_PRESETS: dict[str, dict[str, Any]] = {
+    # Frozen pretrained backbone, features computed once: minutes on a CPU.
+    "frozen": {
+        **_FROZEN,
+        "hidden": (512,),
+        "hidden_dropout": 0.5,
+        "batch_size": 128,
+        "epochs": 20,
+        "label_smoothing": 0.05,
+    },
+    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
+    "scratch": {**_SCRATCH, "batch_size": 64, "epochs": 8, "flip": True},
+    # A pretrained backbone trained along: for GPUs.
+    "finetune": {
+        "backbone": "resnet50_v2",
+        "batch_size": 64,
+        "epochs": 20,
+        "learning_rate": 3e-4,
+        "weight_decay": 1e-2,
+        "backbone_factor": 0.1,
+        "feature_dropout": 0.2,
+        "augment": "imaterialist",
+    },
+    "imaterialist": _IMATERIALIST,
+    "imaterialist_original": {**_IMATERIALIST, "augment": False},
 }

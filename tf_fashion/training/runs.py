@@ -18,14 +18,16 @@ import numpy as np
 import tensorflow as tf
 
 from tf_fashion import __version__
-from tf_fashion.core.errors import TfFashionError, UsageError
-from tf_fashion.core.files import atomic_write, make_out_folder, read_json, write_json
+from tf_fashion.core.errors import DataError, TfFashionError, UsageError
+from tf_fashion.core.files import atomic_write, make_out_folder, read_json, replaced_file, write_json
 from tf_fashion.encoders.image import ImageEncoder, weights_record
 from tf_fashion.encoders.saved_model import SavedModelEncoder
 from tf_fashion.inputs.audit import BadImage, audit_images, write_bad_images
-from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable, default_cache
+from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.feature_cache import FeatureCache, FeatureTable
+from tf_fashion.inputs.pipelines import FeatureSource, PhotoSource
 from tf_fashion.training.bad_images import refuse_or_report
-from tf_fashion.training.config import SAVED_MODEL
+from tf_fashion.training.config import AUGMENTATIONS, SAVED_MODEL
 from tf_fashion.training.optimizers import GroupedAdamW, TFAdam
 from tf_fashion.training.resume import TrainingState
 from tf_fashion.training.schedules import WarmupCosine, WarmupStepDecay
@@ -174,6 +176,8 @@ def make_image_encoder(config: Any) -> ImageEncoder | SavedModelEncoder:
         interpolation=config.interpolation,
         weights=config.weights,
         batch_norm_momentum=config.norm_momentum,
+        batch_norm_unbiased=config.norm_unbiased,
+        scaling=config.scaling,
         name="image_encoder",
         dtype="float32" if config.freeze_backbone else None,
     )
@@ -210,7 +214,7 @@ def make_optimizer(config: Any, total_steps: int, steps_per_epoch: int) -> keras
 
 class TrainingRun:
     """Base of the runs of all models. A subclass opens its data in the constructor and calls `_start`; it defines `build_model`,
-    `training_data`, `evaluate_epoch` and what else its model needs.
+    `training_data`, `evaluate_epoch`, `write_metrics`, `write_export` and what else its model needs.
 
     Attributes:
         config: The resolved configuration.
@@ -230,6 +234,8 @@ class TrainingRun:
     model: Any
     steps: int
     strategy: tf.distribute.Strategy | None
+    # Which of `evaluate_epoch`'s metrics says how good an epoch is.
+    monitor = "mean"
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -248,9 +254,28 @@ class TrainingRun:
             tf.config.experimental.enable_op_determinism()
         self.precision = set_precision(self.config.precision)
 
+    def _check_splits(self) -> None:
+        """Sees that there is something to train on and, unless the split is "none", to measure by."""
+        config, splits = self.config, self.dataset.splits()
+        if "train" not in splits:
+            raise DataError(f"{config.data}: there is no split 'train'. Found: {', '.join(splits)}.")
+        if config.split != "none" and config.split not in splits:
+            raise UsageError(
+                f"--split: {config.data} has no split {config.split!r}. Found: {', '.join(splits)}; 'none' trains without evaluation."
+            )
+
     def training_data(self, initial_epoch: int, epochs: int | None = None) -> tf.data.Dataset:
         """Batches from `initial_epoch` on, up to `epochs` (default: those of the run)."""
         raise NotImplementedError
+
+    def picture_source(self) -> FeatureSource | PhotoSource:
+        """Where batches take pictures from: cached features, or photos with the run's random changes."""
+        if self.table is not None:
+            return FeatureSource(self.table)
+        augment = Augmentation() if self.config.flip else None
+        if self.config.augment:
+            augment = AUGMENTATIONS[self.config.augment]()
+        return PhotoSource(self.paths, self.encoder.image_spec, augment)
 
     def image_paths(self) -> dict[str, Path]:
         """Paths of all pictures of the run."""
@@ -258,6 +283,18 @@ class TrainingRun:
 
     def evaluate_epoch(self) -> dict[str, float]:
         """Metrics of the model as it is, by name."""
+        raise NotImplementedError
+
+    def write_metrics(self) -> dict[str, Any]:
+        """Measures the trained model, writes `metrics.json` with its tables and pictures, and gives its content."""
+        raise NotImplementedError
+
+    def write_export(self) -> str:
+        """Writes `export/1`, tries it against the model, and gives a line about that.
+
+        Raises:
+            DataError: the two disagree.
+        """
         raise NotImplementedError
 
     def say(self, text: str) -> None:
@@ -325,7 +362,7 @@ class TrainingRun:
         self.table: FeatureTable | None = None
         if config.freeze_backbone:
             self.encoder.trainable = False
-            cache = FeatureCache(config.cache or default_cache(), self.encoder.fingerprint(), self.encoder.feature_shape)
+            cache = FeatureCache.of(self.encoder, config.cache)
             known = len(paths) - len(cache.missing(paths))
             self.say(f"Features of {known} of {len(paths)} pictures are in the cache {cache.folder}")
             size = self.encoder.image_size
@@ -368,7 +405,7 @@ class TrainingRun:
             self.out / "history.csv",
             config.seed,
             measure if self.can_evaluate else None,
-            f"{config.split}_mean" if self.can_evaluate else None,
+            f"{config.split}_{self.monitor}" if self.can_evaluate else None,
             config.patience,
         )
 
@@ -413,6 +450,25 @@ class TrainingRun:
             self.model.load_weights(self.state.best_path)
         if self.config.ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+    def release(self) -> None:
+        """Takes out of the trained model what only training needed."""
+
+    def finish(self) -> dict[str, Any]:
+        """Saves the trained model, measures it, reports and exports it.
+
+        Returns:
+            The content of `metrics.json`, empty where there is nothing to measure by.
+        """
+        self.restore_chosen()
+        self.release()
+        with replaced_file(self.out / "model.keras", ".keras") as temporary:
+            self.model.save(temporary)
+        metrics = self.write_metrics() if self.can_evaluate else {}
+        if self.config.export:
+            self.say(self.write_export())
+        self.list_results()
+        return metrics
 
     def record(self, name: str) -> dict[str, Any]:
         """What `metrics.json` says about the run."""
