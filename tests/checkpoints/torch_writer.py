@@ -16,7 +16,7 @@ KINDS = {"<f4": "Float", "<f8": "Double", "<f2": "Half", "<i8": "Long", "<i4": "
 KINDS["|b1"] = "Bool"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Global:
     """A name that the pickle asks for."""
 
@@ -24,7 +24,7 @@ class Global:
     name: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
     """`function(*arguments)`, with a state given to the result if there is one; `new`: by the instruction for new objects."""
 

@@ -4,12 +4,13 @@ from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
 from tf_fashion.checkpoints.clip import build_clip, clip_weights, infer_config, load_clip, read_clip
 from tf_fashion.checkpoints.convert import convert_weights
 from tf_fashion.checkpoints.tf_slim import load_slim, read_checkpoint
-from tf_fashion.checkpoints.torch_files import read_safetensors, read_torch, read_weights
-from tf_fashion.checkpoints.torch_weights import load_fashion_iq_2020, load_torchvision
+from tf_fashion.checkpoints.torch_files import Foreign, read_onnx, read_safetensors, read_torch, read_weights
+from tf_fashion.checkpoints.torch_weights import load_fashion_iq_2020, load_torchvision, read_torchvision_classifier
 
 __all__ = [
     "CONVERTERS",
     "ConversionReport",
+    "Foreign",
     "build_clip",
     "clip_weights",
     "convert_weights",
@@ -20,7 +21,9 @@ __all__ = [
     "load_torchvision",
     "read_checkpoint",
     "read_clip",
+    "read_onnx",
     "read_safetensors",
     "read_torch",
+    "read_torchvision_classifier",
     "read_weights",
 ]

@@ -1,9 +1,14 @@
-"""Files of PyTorch and of safetensors, read without PyTorch and without executing what is in them.
+"""Files of PyTorch, of safetensors and of ONNX, read without PyTorch and without executing what is in them.
 
 A `.pt` or `.pth` file is a pickle, whose instructions name functions to call. The reader knows the few that rebuild tensors, as
 inert stand-ins of its own; any other name is refused before anything is called. Storages come from beside the pickle: members
 of a zip archive (PyTorch 1.6 and later), or raw bytes after it (earlier, and many published weights). The modules of a TorchScript
 archive are read as dictionaries of their attributes; its program is left alone.
+
+A checkpoint of a training (Lightning's `.ckpt`) holds the objects of the program beside the weights: callbacks, hyper-parameters,
+states of optimizers. In a dictionary with the entry `state_dict`, and in nothing else, the *other* entries may therefore name
+anything. What they name is not looked up: a hollow stand-in takes every call, state and item, and becomes a `Foreign` value, or a
+plain dictionary where it was given named values. Within `state_dict` every foreign name is refused as anywhere else.
 """
 
 from __future__ import annotations
@@ -61,7 +66,20 @@ _ENTRIES = 1_000_000
 _DEPTH = 100
 # A pickle without its storages. State dictionaries need some hundred bytes per tensor; lists of captions a few megabytes.
 _PICKLE_BYTES = 256 << 20
+# Each name costs a class.
+_FOREIGN_NAMES = 10_000
 _FORBIDDEN_OPCODES = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An object of another program that a checkpoint holds beside its weights: only the name is known.
+
+    Attributes:
+        name: The class or function, with its module.
+    """
+
+    name: str
 
 
 class _Refused(Exception):
@@ -209,16 +227,61 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+class _Hollow:
+    """Stands for whatever a name outside of `_ALLOWED` means: takes everything, does nothing, keeps named values."""
+
+    foreign_name: str
+    values: dict
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Hollow:
+        made = super().__new__(cls)
+        made.values = {}
+        return made
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any) -> _Hollow:
+        return type(self)()
+
+    def __setstate__(self, state: Any) -> None:
+        # Objects with slots have a pair.
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.values.update(part)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.values[key] = value
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def add(self, value: Any) -> None:
+        pass
+
+
+class _ForeignName(_Refused):
+    """A pickle asks for what is neither a tensor nor a plain value."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it asks for {name}, which is neither a tensor nor a plain value. Nothing of it was executed")
+
+
 class _Unpickler(pickle.Unpickler):
     """Rebuilds dictionaries, lists, numbers, strings and tensors; `storages` collects what has to be read besides.
 
-    With `script`, the file being a TorchScript archive, also its modules.
+    With `script`, the file being a TorchScript archive, also its modules. With `hollow` other names get stand-ins.
     """
 
-    def __init__(self, file: BinaryIO, storages: dict[str, _Storage], script: bool) -> None:
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage], script: bool, hollow: bool) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self.storages = storages
         self.script = script
+        self.hollow = hollow
+        self.stand_ins: dict[str, type[_Hollow]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if self.script and (module == "__torch__" or module.startswith("__torch__.")):
@@ -226,11 +289,21 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _Refused(
-                f"it asks for {module}.{name}, which is neither a tensor nor a plain value. Nothing of it was executed"
-            ) from None
+            if self.hollow:
+                return self._stand_in(f"{module}.{name}")
+            raise _ForeignName(f"{module}.{name}") from None
 
-    def persistent_load(self, identity: Any) -> _View:
+    def _stand_in(self, name: str) -> type[_Hollow]:
+        if name not in self.stand_ins:
+            if len(self.stand_ins) == _FOREIGN_NAMES:
+                raise _Refused(f"it names more than {_FOREIGN_NAMES} foreign classes and functions")
+            self.stand_ins[name] = type("_Hollow", (_Hollow,), {"foreign_name": name})
+        return self.stand_ins[name]
+
+    def persistent_load(self, identity: Any) -> Any:
+        if self.hollow and isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            # The older format writes the source of a network's class beside its name.
+            return identity[1]
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
             raise _Refused("it refers to something that is no storage")
         _, kind, key, _, elements = identity[:5]
@@ -250,7 +323,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(file: BinaryIO, storages: dict[str, _Storage], script: bool = False) -> Any:
-    """One pickle of a stream, which is left behind its end."""
+    """One pickle of a stream, which is left behind its end; a checkpoint may name other things beside its `state_dict`."""
     start, opcodes, largest = file.tell(), 0, 0
     for opcode, argument, _ in pickletools.genops(file):
         opcodes += 1
@@ -265,19 +338,44 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage], script: bool = Fals
     if end - start > _PICKLE_BYTES:
         raise _Refused(f"its pickle is {(end - start) >> 20} MiB long")
     file.seek(start)
-    value = _Unpickler(io.BytesIO(file.read(end - start)), storages, script).load()
+    content = file.read(end - start)
     file.seek(end)
-    return value
+    known = dict(storages)
+    try:
+        return _Unpickler(io.BytesIO(content), storages, script, hollow=False).load()
+    except _ForeignName:
+        if script:
+            raise
+        storages.clear()
+        storages.update(known)
+        value = _Unpickler(io.BytesIO(content), storages, script, hollow=True).load()
+        if not isinstance(value, dict) or not isinstance(value.get("state_dict"), dict):
+            raise
+        return value
 
 
 def _finish(value: Any) -> Any:
-    """The unpickled value with arrays in place of tensors; what refers to the same object twice does so afterwards too."""
+    """The unpickled value with arrays in place of tensors; what refers to the same object twice does so afterwards too.
+
+    Hollow stand-ins pass in a dictionary with a `state_dict`, outside of it.
+    """
     done: dict[int, Any] = {}
     within: set[int] = set()
     entries = 0
+    hollow = False
 
     def walk(item: Any) -> Any:
         nonlocal entries
+        if isinstance(item, type) and issubclass(item, _Hollow):
+            if not hollow:
+                raise _ForeignName(item.foreign_name)
+            return Foreign(item.foreign_name)
+        if isinstance(item, _Hollow):
+            if not hollow:
+                raise _ForeignName(item.foreign_name)
+            if not item.values:
+                return Foreign(item.foreign_name)
+            item = item.values
         if item is None or isinstance(item, (bool, int, float, complex, str, bytes)):
             return item
         if isinstance(item, _Parameter):
@@ -298,16 +396,27 @@ def _finish(value: Any) -> Any:
         within.add(id(item))
         result: Any
         if isinstance(item, dict):
-            strange = [type(key).__name__ for key in item if not isinstance(key, (str, int, float, bool, type(None)))]
-            if strange:
-                raise _Refused(f"a dictionary has a key of type {strange[0]}")
-            result = {key: walk(entry) for key, entry in dict.items(item)}
+            result = {name(key): walk(entry) for key, entry in dict.items(item)}
         else:
             result = type(item)(walk(entry) for entry in item)
         within.remove(id(item))
         done[id(item)] = result
         return result
 
+    def name(key: Any) -> Any:
+        if isinstance(key, (str, int, float, bool, type(None))):
+            return key
+        kind = key if isinstance(key, type) else type(key)
+        if not issubclass(kind, _Hollow):
+            raise _Refused(f"a dictionary has a key of type {type(key).__name__}")
+        if not hollow:
+            raise _ForeignName(kind.foreign_name)
+        return kind.foreign_name
+
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        # First, so that nothing of it is known from a part that may be hollow.
+        walk(value["state_dict"])
+        hollow = True
     return walk(value)
 
 
@@ -400,7 +509,8 @@ def _left(file: BinaryIO) -> int:
 
 def _no_file(path: Path) -> WeightsError:
     found = "a folder" if path.is_dir() else "nothing there"
-    return WeightsError(f"{path}: expected a file of PyTorch (.pth, .pt) or safetensors, found {found}. Give the path of the file.")
+    expected = "a file of PyTorch (.pth, .pt, .ckpt), safetensors or ONNX"
+    return WeightsError(f"{path}: expected {expected}, found {found}. Give the path of the file.")
 
 
 def read_torch(path: str | Path) -> Any:
@@ -412,11 +522,13 @@ def read_torch(path: str | Path) -> Any:
 
     Returns:
         The saved value with a NumPy array (read-only) in place of each tensor; bfloat16 becomes float32, everything else keeps its
-        type. Storages that are shared by several tensors are read once.
+        type. Storages that are shared by several tensors are read once. Beside a `state_dict` objects of other programs are
+        `Foreign`, or dictionaries of the values that they were given, without class (Lightning's hyper-parameters).
 
     Raises:
         WeightsError: there is no such file.
-        DataError: the file is damaged or of another kind, or its pickle asks for anything but tensors; nothing of it is executed.
+        DataError: the file is damaged or of another kind, or its pickle asks for anything but tensors (in a checkpoint: within its
+            `state_dict`); nothing of it is executed.
     """
     path = Path(path)
     if not path.is_file():
@@ -476,11 +588,52 @@ def _is_safetensors(path: Path) -> bool:
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def read_weights(path: str | Path) -> Any:
-    """Reads weights in any format of this module, known by the file's beginning; see `read_torch` and `read_safetensors`."""
+def read_onnx(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the initialisers of an ONNX file, which are a network's weights: name -> array; bfloat16 becomes float32.
+
+    Raises:
+        MissingExtraError: the package `onnx` is not installed.
+        WeightsError: there is no such file.
+        DataError: the file is damaged, or keeps its weights in other files.
+    """
     path = Path(path)
     if not path.is_file():
         raise _no_file(path)
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+        from onnx import numpy_helper
+    except ImportError:
+        raise MissingExtraError("onnx", "onnx", "Reading .onnx") from None
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except DecodeError:
+        raise DataError(f"{path} is damaged or no ONNX file. Fetch it again.") from None
+    arrays = {}
+    for tensor in model.graph.initializer:
+        # Such a file names paths, which could lead anywhere.
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise DataError(f"{path}: {tensor.name} is kept in another file. Save the network with all its weights in one file.")
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is damaged: {tensor.name} cannot be read ({str(error)[:80]}). Fetch it again.") from None
+        arrays[tensor.name] = array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array
+    if not arrays:
+        raise DataError(f"{path} is damaged or no ONNX file: it has no weights. Fetch it again.")
+    return arrays
+
+
+def read_weights(path: str | Path) -> Any:
+    """Reads weights in any format of this module: ONNX is known by the ending `.onnx`, the others by the file's beginning.
+
+    See `read_torch`, `read_safetensors` and `read_onnx`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise _no_file(path)
+    if path.suffix.lower() == ".onnx":
+        return read_onnx(path)
     return read_safetensors(path) if _is_safetensors(path) else read_torch(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,42 @@ def load_fashion_iq_2020(model: ComposedRetriever, path: str | Path) -> Conversi
     report = fill(slots, arrays, path, f"the FashionIQ 2020 entry with {model.image_encoder.backbone_name}")
     report.missing["w"] = f"the factors stay {', '.join(f'{a:g}' for a in np.asarray(model.composer.scalars))}"
     return report
+
+
+def read_torchvision_classifier(path: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Reads a torchvision ResNet with its classifier, such as one of iMaterialist's attributes.
+
+    Args:
+        path: A state dictionary, a checkpoint that contains one (Lightning's `.ckpt` too) or an ONNX file; names may be preceded by
+            anything (`predictor.`, `state_dict.predictor.`).
+
+    Returns:
+        The network's arrays by torchvision's own names and in its layout, without the classifier and the counters of batches (for
+        `fill(trunk_slots(network), arrays, path, network.name)`); the classifier's kernel `(channels, classes)` and bias
+        `(classes,)`, float32.
+
+    Raises:
+        WeightsError, DataError: as `torch_files.read_weights`; or the file has no trunk, or several; or no classifier (`fc`) that
+            fits it, or one with values that are not finite.
+    """
+    arrays, prefix = _read_trunk(path)
+    own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    weight, bias = own.pop("fc.weight", None), own.pop("fc.bias", None)
+    if weight is None or bias is None:
+        lacking = " and ".join(f"{prefix}fc.{part}" for part, value in (("weight", weight), ("bias", bias)) if value is None)
+        raise WeightsError(f"{path}: expected a ResNet with its classifier, found one without {lacking}. Give the whole checkpoint.")
+    weight, bias = np.asarray(weight, np.float32), np.asarray(bias, np.float32)
+    last = [value for name, value in own.items() if re.fullmatch(r"layer4\.0\.bn[23]\.weight", name)]
+    channels = max((len(value) for value in last if value.ndim == 1), default=0)
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != channels or not len(bias):
+        raise WeightsError(
+            f"{path}: expected a classifier {prefix}fc of {channels} channels, with one bias per class; found a weight of shape "
+            f"{weight.shape} and a bias of shape {bias.shape}."
+        )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise WeightsError(f"{path}: {prefix}fc has values that are not finite. The training that wrote the file had failed.")
+    network = {name: value for name, value in own.items() if not name.endswith("num_batches_tracked")}
+    return network, np.ascontiguousarray(weight.T), bias
 
 
 def _convert(kind: str, path: str | Path, ema: bool = False) -> tuple[keras.Model, ConversionReport]:
