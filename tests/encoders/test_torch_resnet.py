@@ -19,6 +19,7 @@ from tf_fashion.encoders.torch_resnet import (
     SymmetricMaxPooling2D,
     torch_resnet,
 )
+from tf_fashion.inputs.images import scale_pixels, unscale_pixels
 
 TINY = ResNetKind((1, 2, 1, 1), groups=8, width=4)
 BACKBONES.register("torch_resnext_tiny")(
@@ -112,6 +113,42 @@ def test_layers_say_what_they_are() -> None:
     for wrong in (2, (3, 5)):
         with pytest.raises(UsageError, match="one odd number"):
             SymmetricConv2D(8, wrong)
+
+
+def test_moving_variances_as_pytorch_has_them() -> None:
+    images = pictures(3, 40, 40, 3)
+    moved = {}
+    for unbiased in (False, True):
+        keras.utils.set_random_seed(4)
+        encoder = ImageEncoder("torch_resnext_tiny", 40, batch_norm_unbiased=unbiased)
+        encoder.encode(images, training=True)
+        moved[unbiased] = {name: encoder.network.get_layer(name) for name in ("bn1", "layer4_0_bn2")}
+        again = ImageEncoder.from_config(encoder.get_config())
+        assert again.batch_norm_unbiased is unbiased
+        assert all(layer.unbiased_variance is unbiased for layer in again.network.layers if layer.name.endswith("bn1"))
+    for name, count in (("bn1", 3 * 20 * 20), ("layer4_0_bn2", 3 * 2 * 2)):
+        biased, ours = (moved[kind][name].moving_variance.numpy() - 0.9 for kind in (False, True))
+        np.testing.assert_allclose(ours, biased * count / (count - 1), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(moved[True][name].moving_mean, moved[False][name].moving_mean, rtol=1e-3, atol=1e-6)
+    with pytest.raises(UsageError, match="batch_norm_unbiased.*mobilenet_v2 has Keras' own"):
+        ImageEncoder("mobilenet_v2", 32, batch_norm_unbiased=True)
+
+
+def test_the_scaling_can_be_that_of_imaterialist() -> None:
+    images = pictures(2, 40, 40, 3)
+    keras.utils.set_random_seed(4)
+    own = ImageEncoder("torch_resnext_tiny", 40)
+    other = ImageEncoder("torch_resnext_tiny", 40, scaling="imaterialist")
+    for ours, theirs in zip(other.variables, own.variables, strict=True):
+        ours.assign(theirs)
+    scaled = scale_pixels(images, "imaterialist")
+    np.testing.assert_allclose(other.encode(images), own.encode(unscale_pixels(scaled, "torch")), rtol=1e-4, atol=1e-5)
+    assert own.fingerprint() != other.fingerprint()
+    assert ImageEncoder.from_config(other.get_config()).scaling == "imaterialist"
+    older = {key: value for key, value in own.get_config().items() if key not in ("scaling", "batch_norm_unbiased")}
+    assert ImageEncoder.from_config(older).scaling == "torch"
+    with pytest.raises(UsageError, match="scaling"):
+        ImageEncoder("torch_resnext_tiny", 40, scaling="caffe2")
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

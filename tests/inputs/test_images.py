@@ -10,19 +10,23 @@ from PIL import Image, ImageOps
 from tests.inputs.pictures import bomb, encode, photo
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.inputs.images import (
+    SCALINGS,
     ImageSpec,
     _decode,
     bars_geometry,
     decode_image,
+    display_pixels,
     explain_bytes,
     load,
     load_image,
     padded_geometry,
     preprocess,
     resize_image,
+    resize_to,
     safe_decode,
     safe_decode_batch,
     scale_pixels,
+    unscale_pixels,
 )
 
 SPEC = ImageSpec(32, scaling="raw")
@@ -402,3 +406,31 @@ def test_decoding_in_part_refuses_the_same_files(height, width, fused_and_whole)
             np.testing.assert_array_equal(fused, plain)
         found.append(plain is not None)
     assert found[:5] == [False] * 4 + [True] and 40 < sum(found) < 180
+
+
+def test_resizing_to_any_height_and_width():
+    image = np.asarray(photo(50, 70))
+    for kind, filter_ in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        for height, width in ((20, 40), (64, 30), (50, 70), (1, 5)):
+            spec = ImageSpec(9, interpolation=kind)
+            theirs = np.asarray(Image.fromarray(image).resize((width, height), filter_))
+            ours = resize_to(image, height, width, spec)
+            np.testing.assert_allclose(ours, theirs, atol=1.01)
+    run = tf.function(lambda height, width: resize_to(image, height, width, SPEC))
+    assert run(tf.constant(20), tf.constant(40)).shape == (20, 40, 3)
+    np.testing.assert_array_equal(resize_to(image, 32, 32, SPEC), resize_image(image, SPEC))
+    with pytest.raises(UsageError, match="squares only"):
+        resize_to(image, 4, 4, ImageSpec(interpolation="bilinear_tf1"))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_scaled_pixels_come_back(scaling):
+    levels = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    scaled = scale_pixels(levels, scaling)
+    np.testing.assert_allclose(unscale_pixels(scaled, scaling), levels, atol=1e-3)
+    np.testing.assert_array_equal(display_pixels(scaled, scaling), levels)
+    darker = levels.astype(int) - display_pixels(scaled, scaling, legacy_truncate=True)
+    assert set(np.unique(darker)) <= {0, 1}
+    assert display_pixels([[[1e9, -1e9, 0.0]]], "unit").numpy().tolist() == [[[255, 0, 0]]]
+    with pytest.raises(UsageError, match="Unknown scaling"):
+        unscale_pixels(scaled, "none")

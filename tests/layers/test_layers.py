@@ -110,6 +110,30 @@ def test_fused_batch_normalisation_is_keras_own(shape):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+def test_unbiased_moving_variances_count_all_replicas(mirrored):
+    x = np.random.default_rng(0).normal(size=(8, 3, 3, 2)).astype("float32")
+    spread, count = x.reshape(-1, 2).var(axis=0), 8 * 3 * 3
+    expected = 0.9 + 0.1 * spread * count / (count - 1)
+    layer = FusedBatchNormalization(momentum=0.9, unbiased_variance=True)
+    layer(x, training=True)
+    np.testing.assert_allclose(layer.moving_variance, expected, rtol=1e-5)
+    assert FusedBatchNormalization.from_config(layer.get_config()).unbiased_variance
+    assert "unbiased_variance" not in FusedBatchNormalization().get_config()
+    # Keras' own computation is taken without a scale.
+    other = FusedBatchNormalization(momentum=0.9, unbiased_variance=True, scale=False)
+    other(x, training=True)
+    np.testing.assert_allclose(other.moving_variance, expected, rtol=1e-5)
+    with pytest.raises(UsageError, match="mask"):
+        other.call(tf.constant(x), training=True, mask=tf.ones((8, 3, 3), tf.bool))
+    with mirrored.scope():
+        shared = FusedBatchNormalization(momentum=0.9, unbiased_variance=True, synchronized=True)
+        shared.build((None, 3, 3, 2))
+    data = mirrored.experimental_distribute_values_from_function(lambda c: tf.constant(x[4 * c.replica_id_in_sync_group :][:4]))
+    tf.function(lambda d: mirrored.run(lambda r: shared(r, training=True), args=(d,)))(data)
+    for replica in mirrored.experimental_local_results(shared.moving_variance.value):
+        np.testing.assert_allclose(replica, expected, rtol=1e-5)
+
+
 def test_frozen_batch_normalisation_keeps_its_statistics():
     layer = FusedBatchNormalization()
     layer.build((None, 4))

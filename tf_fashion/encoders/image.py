@@ -25,10 +25,10 @@ from tf_fashion.core.files import hash_file, hash_json
 from tf_fashion.core.registry import Registry
 from tf_fashion.encoders.slim import MOBILENET_TAPS, RESNET_TAPS, mobilenet_v1, resnet_v2_50
 from tf_fashion.encoders.torch_resnet import TORCH_RESNET_TAPS, TORCH_RESNETS, torch_resnet
-from tf_fashion.inputs.images import ImageSpec, scale_pixels
+from tf_fashion.inputs.images import SCALINGS, ImageSpec, scale_pixels
 from tf_fashion.layers import GeM
 from tf_fashion.layers.descriptors import DESCRIPTORS
-from tf_fashion.layers.normalization import batch_norm
+from tf_fashion.layers.normalization import FusedBatchNormalization, batch_norm
 
 POOLINGS = ("avg", "max", "gem", "avg_max")
 BATCH_NORM_MODES = ("auto", "frozen", "train")
@@ -174,6 +174,10 @@ class ImageEncoder(keras.layers.Layer):
         batch_norm: "frozen" keeps the statistics of batch normalisation as they are; "train" updates them (over all replicas);
             "auto" is "frozen" when weights are given and "train" when not.
         batch_norm_momentum: Momentum of trained batch normalisations; None for the backbone's own.
+        scaling: What is made of the pixels (see `ImageSpec.scaling`); None for what the backbone's ImageNet weights expect. The
+            published attribute predictor of iMaterialist is a `torch_resnet50` with "imaterialist".
+        batch_norm_unbiased: Moving variances of trained batch normalisations as PyTorch has them, with n - 1 in the denominator; for
+            backbones of this library (`torch_...`, `slim_...`, `small_cnn`).
 
     Call arguments:
         images: float `(batch, size, size, 3)`, RGB in 0..255; the scaling for the backbone happens inside.
@@ -198,6 +202,8 @@ class ImageEncoder(keras.layers.Layer):
         batch_norm: str = "auto",
         interpolation: str = "bilinear",
         batch_norm_momentum: float | None = None,
+        scaling: str | None = None,
+        batch_norm_unbiased: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -210,6 +216,7 @@ class ImageEncoder(keras.layers.Layer):
         self.resize = resize
         self.interpolation = interpolation
         self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_unbiased = batch_norm_unbiased
         if pooling is not None and pooling not in POOLINGS:
             raise UsageError(f"ImageEncoder(pooling=...): expected None or one of {', '.join(POOLINGS)}; found {pooling!r}.")
         if batch_norm not in BATCH_NORM_MODES:
@@ -221,7 +228,9 @@ class ImageEncoder(keras.layers.Layer):
             raise UsageError("ImageEncoder: at least one tap or descriptor is needed.")
         if self.image_size < 32:
             raise UsageError(f"ImageEncoder(image_size=...): expected at least 32 pixels, found {self.image_size}.")
-        self.scaling = entry.scaling
+        if scaling is not None and scaling not in SCALINGS:
+            raise UsageError(f"ImageEncoder(scaling=...): expected None or one of {', '.join(SCALINGS)}; found {scaling!r}.")
+        self.scaling = scaling or entry.scaling
         if weights == "imagenet":
             network = _imagenet(entry, backbone, self.image_size)
         else:
@@ -258,6 +267,13 @@ class ImageEncoder(keras.layers.Layer):
                 layer.synchronized = True
                 if self.batch_norm_momentum is not None:
                     layer.momentum = self.batch_norm_momentum
+                if self.batch_norm_unbiased:
+                    if not isinstance(layer, FusedBatchNormalization):
+                        raise UsageError(
+                            f"ImageEncoder(batch_norm_unbiased=True): {self.backbone_name} has Keras' own batch normalisation, which "
+                            "cannot do this. Take a backbone of this library (torch_..., slim_..., small_cnn)."
+                        )
+                    layer.unbiased_variance = True
                 if self.batch_norm == "frozen":
                     layer.trainable = False
         return cut
@@ -318,16 +334,20 @@ class ImageEncoder(keras.layers.Layer):
             maps = self.network(scaled, training=bool(training) and self.trainable)
         if self.pooling is None:
             return {tap: maps[tap] for tap in self.taps}
-        parts = self._pool(maps) + [layer(tf.cast(images, tf.float32)) for layer in self._descriptors]
-        return {"features": ops.concatenate([ops.cast(x, "float32") for x in parts], axis=-1)}
+        return {"features": self.join_maps(maps, images)}
+
+    def join_maps(self, maps: dict[str, Any], images: Any) -> Any:
+        """What `encode` makes of the maps of all taps, and for the descriptors of the pixels in 0..255 (see `feature_shape`)."""
+        if self.pooling:
+            parts = self._pool(maps) + [layer(tf.cast(images, tf.float32)) for layer in self._descriptors]
+            return ops.concatenate([ops.cast(x, "float32") for x in parts], axis=-1)
+        rows = [maps[tap] for tap in self.taps]
+        return rows[0] if len(rows) == 1 else ops.concatenate([ops.reshape(x, (ops.shape(x)[0], -1)) for x in rows], axis=-1)
 
     def encode(self, images: Any, training: bool | None = None) -> Any:
         """The one tensor that models take and caches store (see `feature_shape`): the pooled vector, the map, or all maps in a row."""
         found = self(images, training=training)
-        if self.pooling:
-            return found["features"]
-        maps = [found[tap] for tap in self.taps]
-        return maps[0] if len(maps) == 1 else ops.concatenate([ops.reshape(x, (ops.shape(x)[0], -1)) for x in maps], axis=-1)
+        return found["features"] if self.pooling else self.join_maps(found, images)
 
     def split_maps(self, features: Any) -> list[Any]:
         """The maps `(batch, height, width, channels)` of all taps, from what `encode` gives without pooling."""
@@ -352,8 +372,11 @@ class ImageEncoder(keras.layers.Layer):
     def fingerprint(self) -> str:
         """Hash of everything that decides the features of a photo: weights, taps, pooling, descriptors, image spec."""
         # The spec speaks for the interpolation; how batch normalisation is trained has no part in the features.
-        ignored = ("name", "trainable", "batch_norm", "batch_norm_momentum", "interpolation")
+        ignored = ("name", "trainable", "batch_norm", "batch_norm_momentum", "batch_norm_unbiased", "interpolation")
         config = {key: value for key, value in self.get_config().items() if key not in ignored}
+        if self.scaling == BACKBONES.get(self.backbone_name).scaling:
+            # The backbone's name says it.
+            del config["scaling"]
         return hash_json({"config": config, "weights": self.weights_hash(), "spec": self.image_spec.fingerprint()})
 
     def get_config(self) -> dict[str, Any]:
@@ -370,6 +393,8 @@ class ImageEncoder(keras.layers.Layer):
             "batch_norm": self.batch_norm,
             "interpolation": self.interpolation,
             "batch_norm_momentum": self.batch_norm_momentum,
+            "scaling": self.scaling,
+            "batch_norm_unbiased": self.batch_norm_unbiased,
         }
 
 

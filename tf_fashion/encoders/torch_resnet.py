@@ -126,13 +126,16 @@ class SymmetricMaxPooling2D(keras.layers.Layer):
         return (input_shape[0], *(None if n is None else -(-n // 2) for n in input_shape[1:3]), input_shape[3])
 
 
-def torch_resnet(kind: str | ResNetKind, height: int | None, width: int | None, momentum: float = 0.9) -> keras.Model:
+def torch_resnet(
+    kind: str | ResNetKind, height: int | None, width: int | None, momentum: float = 0.9, unbiased_variance: bool = False
+) -> keras.Model:
     """A network of torchvision (He et al., CVPR 2016; Xie et al., CVPR 2017; Zagoruyko & Komodakis, 2016) without its classifier.
 
     Args:
         kind: Name in `TORCH_RESNETS`, or the sizes of another network of this family.
         height, width: Of the pictures; None for any.
         momentum: Of the batch normalisations, in Keras' sense.
+        unbiased_variance: Of them too; see `FusedBatchNormalization`.
 
     Returns:
         Functional model: `(batch, height, width, 3)`, scaled by ImageNet's mean and deviation, to the last map, of 1/32 of the sides
@@ -150,7 +153,7 @@ def torch_resnet(kind: str | ResNetKind, height: int | None, width: int | None, 
     sizes = kind
 
     def conv_norm(x: Any, conv: str, norm: str, *options: int) -> Any:
-        return batch_norm(norm, momentum)(SymmetricConv2D(*options, name=conv)(x))
+        return batch_norm(norm, momentum, unbiased_variance=unbiased_variance)(SymmetricConv2D(*options, name=conv)(x))
 
     def unit(x: Any, stage: int, number: int, last: bool) -> Any:
         prefix, base = f"layer{stage}_{number}", 64 * 2 ** (stage - 1)

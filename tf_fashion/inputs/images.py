@@ -28,7 +28,7 @@ from tf_fashion.core.files import hash_json
 
 RESIZE_MODES = ("squash", "pad", "crop", "target_pad", "square_pad")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "bilinear_tf1")
-SCALINGS = ("tf", "torch", "clip", "caffe", "unit", "raw")
+SCALINGS = ("tf", "torch", "clip", "imaterialist", "imaterialist_rounded", "caffe", "unit", "raw")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 MAX_SIDE = 65_535
 
@@ -53,6 +53,12 @@ _WORTH_CUTTING = (0.85, 0.8)
 _STATISTICS = {
     "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    # Of a thousand training photos of iMaterialist 2018, and as the attribute predictor's notebooks have them.
+    "imaterialist": (
+        (0.6765103936195374, 0.6347460150718689, 0.6207206845283508),
+        (0.3283524215221405, 0.33712077140808105, 0.3378842771053314),
+    ),
+    "imaterialist_rounded": ((0.6765, 0.6347, 0.6207), (0.3284, 0.3371, 0.3379)),
 }
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 # Raise when the same ImageSpec starts to give other pixels, so that cached features are not mistaken for current ones.
@@ -72,8 +78,9 @@ class ImageSpec:
             never antialiases: what networks trained with TF1 programs saw; only with `squash`).
         antialias: Filter as wide as the reduction, equal to Pillow's result within 1 grey level. Without it shrinking is faster
             and coarser. `nearest` ignores it and equals Pillow's.
-        scaling: `tf` (-1..1), `torch` (ImageNet mean and deviation), `clip` (CLIP's), `caffe` (BGR minus the ImageNet mean),
-            `unit` (0..1) or `raw` (0..255).
+        scaling: `tf` (-1..1), `torch` (ImageNet mean and deviation), `clip` (CLIP's), `imaterialist` (its mean and
+            deviation, of which `imaterialist_rounded` has four digits), `caffe` (BGR minus the ImageNet mean), `unit` (0..1) or
+            `raw` (0..255).
         pad_ratio: Largest long/short side for `target_pad`.
         max_pixels: Larger pictures are refused before decoding.
         max_bytes: Larger files are refused.
@@ -600,6 +607,29 @@ def resize_and_crop(image: tf.Tensor, side: tf.Tensor | int, top: tf.Tensor | in
 
 
 @_plain
+def resize_to(image: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int, spec: ImageSpec) -> tf.Tensor:
+    """Squashes a picture to any height and width, by the filter of `spec`; its size and rule do not count.
+
+    Args:
+        image: (h, w, 3), uint8 or float in 0..255.
+        height, width: Of the result, at least 1.
+        spec: Interpolation and antialiasing.
+
+    Returns:
+        float32 (height, width, 3), within 0..255 (bicubic without antialias can leave this range a little).
+
+    Raises:
+        UsageError: `spec` has the interpolation `bilinear_tf1`.
+    """
+    if spec.interpolation == "bilinear_tf1":
+        raise UsageError("resize_to: the interpolation 'bilinear_tf1' is there for squares only.")
+    zero, full = tf.zeros((), tf.int32), (tf.convert_to_tensor(height), tf.convert_to_tensor(width))
+    result = _resample(tf.convert_to_tensor(image), full, (zero, zero, *full), spec)
+    known = [side if isinstance(side, int) else None for side in (height, width)]
+    return tf.ensure_shape(result, (*known, 3))
+
+
+@_plain
 def resize_image(image: tf.Tensor, spec: ImageSpec) -> tf.Tensor:
     """Brings a picture to (S, S) by the rule of `spec.resize`.
 
@@ -662,6 +692,42 @@ def scale_pixels(image: tf.Tensor, scaling: str) -> tf.Tensor:
     # Rows of constants, as spreading three numbers over a picture takes four times as long as the arithmetic.
     height, width, _ = image.shape
     return tf.reshape(tf.reshape(image, (height, width * 3)) * np.tile(factor, width) - np.tile(term, width), (height, width, 3))
+
+
+def unscale_pixels(scaled: tf.Tensor, scaling: str) -> tf.Tensor:
+    """The inverse of `scale_pixels`: float32 pixels in 0..255, (..., 3) RGB.
+
+    Raises:
+        UsageError: unknown `scaling`.
+    """
+    scaled = tf.cast(scaled, tf.float32)
+    if scaling == "raw":
+        return scaled
+    if scaling == "unit":
+        return scaled * 255.0
+    if scaling == "tf":
+        return (scaled + 1.0) * 127.5
+    if scaling == "caffe":
+        return (scaled + tf.constant(_CAFFE_MEAN_BGR))[..., ::-1]
+    if scaling not in _STATISTICS:
+        raise UsageError(f"Unknown scaling {scaling!r}. Known: {', '.join(SCALINGS)}.")
+    mean, deviation = (np.array(values) for values in _STATISTICS[scaling])
+    # As a normalisation by the inverse statistics, which torchvision's programs use: so rounding is theirs too.
+    shift, divisor = (mean / deviation).astype(np.float32), (1 / deviation).astype(np.float32)
+    return (scaled + shift) / divisor * 255.0
+
+
+def display_pixels(scaled: tf.Tensor, scaling: str, legacy_truncate: bool = False) -> tf.Tensor:
+    """Pixels that a network takes as a picture that can be shown: uint8 (..., 3) RGB, rounded.
+
+    Args:
+        scaled: As `scale_pixels` returns them.
+        scaling: See `ImageSpec.scaling`.
+        legacy_truncate: Drops fractions instead, as the attribute predictor of iMaterialist does; a tenth of the values come back one
+            level darker.
+    """
+    pixels = tf.clip_by_value(unscale_pixels(scaled, scaling), 0.0, 255.0)
+    return tf.cast(pixels if legacy_truncate else tf.floor(pixels + 0.5), tf.uint8)
 
 
 @_plain

@@ -8,15 +8,31 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_fashion.core.errors import UsageError
+
 
 @keras.saving.register_keras_serializable("tf_fashion")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras' batch normalisation, computed by TensorFlow's fused kernel where that gives the same: on the last axis, without a
     mask, on one replica. It reads its input less often, and subtracts the mean before it scales, which loses fewer digits.
 
-    On several replicas statistics are taken over all of them (`synchronized=True`), by Keras' own formula. Arguments, weights and
-    moving statistics (biased variances) are those of `keras.layers.BatchNormalization`.
+    On several replicas statistics are taken over all of them (`synchronized=True`), by Keras' own formula. Weights and, but for one
+    option, moving statistics are those of `keras.layers.BatchNormalization`.
+
+    Args:
+        unbiased_variance: Takes up the batch's variance with n - 1 in the denominator into the moving one, as PyTorch does, where
+            Keras has n; n counts the values of a channel, over all replicas.
+        **kwargs: As for `keras.layers.BatchNormalization`.
     """
+
+    def __init__(self, *args: Any, unbiased_variance: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unbiased_variance = unbiased_variance
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        # Left out where it changes nothing, so that files of before stay as they are.
+        return {**config, "unbiased_variance": True} if self.unbiased_variance else config
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         rank = len(inputs.shape)
@@ -32,7 +48,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and not isinstance(inputs, keras.KerasTensor)
         )
         if not fused:
-            return super().call(inputs, training=training, mask=mask)
+            return self._unfused(inputs, training, mask, replicas)
         learning = bool(training and self.trainable)
         x = tf.cast(inputs, self.compute_dtype)
         maps = x if rank == 4 else x[:, tf.newaxis, tf.newaxis, :]
@@ -48,10 +64,23 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         )
         if learning:
             count = tf.cast(tf.size(maps) // tf.shape(maps)[-1], tf.float32)
-            # The kernel divides by n - 1.
             self._move(self.moving_mean, mean)
-            self._move(self.moving_variance, variance * (count - 1.0) / count)
+            # The kernel divides by n - 1.
+            self._move(self.moving_variance, variance if self.unbiased_variance else variance * (count - 1.0) / count)
         return result if rank == 4 else result[:, 0, 0, :]
+
+    def _unfused(self, inputs: Any, training: bool | None, mask: Any, replicas: int) -> Any:
+        """Keras' own computation, whose moving variance is brought from n to n - 1 if that is wanted."""
+        if not (self.unbiased_variance and training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        if mask is not None:
+            raise UsageError("BatchNormalization(unbiased_variance=True) takes no mask.")
+        kept = ops.convert_to_tensor(self.moving_variance.value) * self.momentum
+        result = super().call(inputs, training=training)
+        values = ops.cast(ops.size(inputs), "float32") / self.moving_variance.shape[0] * replicas
+        factor = ops.cast(values / ops.maximum(values - 1.0, 1.0), kept.dtype)
+        self.moving_variance.assign(kept + (self.moving_variance.value - kept) * factor)
+        return result
 
     def _move(self, average: Any, value: tf.Tensor) -> None:
         value = tf.cast(value, average.dtype)
