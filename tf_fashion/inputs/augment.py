@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_fashion.core.errors import UsageError
+from tf_fashion.inputs.colour_jitter import colour_jitter
 
 
 def affine_matrix(
@@ -127,6 +128,9 @@ class Augmentation:
             are not symmetrical (`bilinear_tf1`).
         brightness, contrast, saturation: Factors are uniform in 1-x..1+x.
         hue: Shift of the colour circle, uniform in -hue..hue (0..0.5).
+        jitter: How the last four are done, always on the resized picture, so that resized pictures can be kept. `float`: one after
+            the other in this order, without rounding, hue by TensorFlow. `pillow`: in a random order, with Pillow's arithmetic of
+            whole grey levels (see `colour_jitter`).
     """
 
     flip: float = 0.5
@@ -144,6 +148,7 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    jitter: str = "float"
 
     def __post_init__(self) -> None:
         for name in ("scale", "crop_area", "crop_ratio"):
@@ -171,6 +176,8 @@ class Augmentation:
                 raise UsageError(f"Augmentation({name}=...): expected a number in 0..{high:g}, found {getattr(self, name)!r}.")
         if self.interpolation not in ("nearest", "bilinear"):
             raise UsageError(f"Augmentation(interpolation=...): expected 'nearest' or 'bilinear', found {self.interpolation!r}.")
+        if self.jitter not in ("float", "pillow"):
+            raise UsageError(f"Augmentation(jitter=...): expected 'float' or 'pillow', found {self.jitter!r}.")
 
     @classmethod
     def fashion_iq_2020(cls, legacy: bool = False) -> Augmentation:
@@ -187,6 +194,14 @@ class Augmentation:
     def clip(cls) -> Augmentation:
         """CLIP's: a random crop of 90 to 100 % of the area, with a width of 3/4 to 4/3 of its height, squashed; no mirroring."""
         return cls(flip=0.0, crop_area=(0.9, 1.0), crop_tries=10)
+
+    @classmethod
+    def imaterialist(cls) -> Augmentation:
+        """What the attribute predictor of iMaterialist was meant to be trained with: mirror, and torchvision's colour jitter.
+
+        There the jitter comes before resizing; here after it, which is the same up to rounding and clipping.
+        """
+        return cls(flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, jitter="pillow")
 
     @property
     def on_pixels(self) -> bool:
@@ -307,6 +322,8 @@ class Augmentation:
                 interpolation=self.interpolation,
                 center_offset=self.center_offset,
             )
+        if self.jitter == "pillow":
+            return self._jittered(image, signed[5:], seed)
         if self.brightness:
             image = tf.clip_by_value(image * (1.0 + signed[5] * self.brightness), 0.0, 255.0)
         if self.contrast:
@@ -318,3 +335,14 @@ class Augmentation:
         if self.hue:
             image = tf.clip_by_value(tf.image.adjust_hue(image / 255.0, signed[8] * self.hue), 0.0, 1.0) * 255.0
         return image
+
+    def _jittered(self, image: tf.Tensor, draw: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Pillow's colour jitter of a float32 picture, with the four draws in -1..1 and an order of its own."""
+        limits = [self.brightness, self.contrast, self.saturation, self.hue]
+        wanted = [number for number, limit in enumerate(limits) if limit]
+        if not wanted:
+            return image
+        order = tf.argsort(tf.random.stateless_uniform((len(wanted),), seed + tf.constant([307, 0])))
+        factors = draw * limits + tf.constant([1.0, 1.0, 1.0, 0.0])
+        levels = tf.cast(tf.floor(tf.clip_by_value(image, 0.0, 255.0) + 0.5), tf.uint8)
+        return tf.cast(colour_jitter(levels, factors, tf.gather(wanted, order)), tf.float32)
