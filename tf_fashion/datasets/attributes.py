@@ -510,8 +510,8 @@ class AttributeCatalogue(AttributeDataset):
 
 
 def label_columns(cells: Mapping[str, Sequence[str]], separator: str = "|", split_column: str = "split") -> list[str]:
-    """The columns whose values repeat often enough to be labels: at most 500 values, each on two rows in the mean, none long; and
-    not the same one everywhere, nor a scale of more than 20 numbers.
+    """The columns whose values repeat often enough to be labels: at most 500 values, each on two rows in the mean (where they are
+    at most 20, on 1.25), none long; and not the same one everywhere, nor a scale of more than 20 numbers.
 
     Args:
         cells: Name of each column -> its cells.
@@ -527,7 +527,8 @@ def label_columns(cells: Mapping[str, Sequence[str]], separator: str = "|", spli
         ):
             continue
         values = Counter(value for cell in column for value in _values(cell, separator))
-        if not values or len(values) > 500 or values.total() < 2 * len(values) or max(map(len, values)) > 60:
+        repeats = 2 if len(values) > 20 else 1.25
+        if not values or len(values) > 500 or values.total() < repeats * len(values) or max(map(len, values)) > 60:
             continue
         constant = len(values) == 1 and values.total() == len(column)
         scale = len(values) > 20 and all(re.fullmatch(r"[-+]?\d+([.,]\d+)?%?", value) for value in values)

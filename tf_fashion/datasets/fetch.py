@@ -235,7 +235,7 @@ class HttpFetcher:
 
     @property
     def _too_large(self) -> str:
-        return f"more than {self.max_bytes / 1e6:.0f} MB"
+        return f"more than {self.max_bytes / 1e6:g} MB"
 
     def _body(self, response: Any) -> bytes:
         body = bytearray()
@@ -295,7 +295,7 @@ def to_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
             return buffer.getvalue()
     except Exception as error:  # decoders raise many types for damaged data
         reason = str(error).rstrip(".") or type(error).__name__
-        raise FetchError(f"a damaged {kind} file ({reason})", retry="truncated" in reason) from None
+        raise FetchError(f"a damaged {kind} file ({reason})", retry="truncated" in reason.lower()) from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
