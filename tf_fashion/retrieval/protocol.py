@@ -16,7 +16,7 @@ import numpy as np
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_json
 from tf_fashion.core.registry import Registry
-from tf_fashion.retrieval import dual_protocol
+from tf_fashion.retrieval import class_protocol, dual_protocol
 from tf_fashion.retrieval.metrics import recall_at_k
 from tf_fashion.retrieval.ranks import RankCounts, Tie
 
@@ -148,6 +148,8 @@ class Protocol:
         return [join_captions(order, self.join) for order in orders]
 
 
+AnyProtocol = Protocol | dual_protocol.DualProtocol | class_protocol.ClassProtocol
+
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 """Published protocols: FashionIQ's validation protocols, and those of Shoes and Fashion200k.
 
@@ -192,10 +194,12 @@ def get_protocol(name: str | Protocol, **changes: Any) -> Protocol:
     return protocol.replace(**changes) if changes else protocol
 
 
-def read_protocol(config: Mapping[str, Any]) -> Protocol | dual_protocol.DualProtocol:
-    """The protocol that a result names, of composed retrieval or of image-text retrieval; raises as `from_config`."""
-    kind = dual_protocol.DualProtocol if config.get("kind") == dual_protocol.KIND else Protocol
-    return kind.from_config(config)
+def read_protocol(config: Mapping[str, Any]) -> AnyProtocol:
+    """The protocol that a result names: of composed, image-text or class retrieval; raises as `from_config`."""
+    for name, kind in ((dual_protocol.KIND, dual_protocol.DualProtocol), (class_protocol.KIND, class_protocol.ClassProtocol)):
+        if config.get("kind") == name:
+            return kind.from_config(config)
+    return Protocol.from_config(config)
 
 
 def gallery_for(protocol: Protocol, gallery_ids: Sequence[str], triplets: Iterable[Any]) -> list[str]:
@@ -441,7 +445,7 @@ def compare_results(metrics: Sequence[Mapping[str, Any]], names: Sequence[str] |
         DataError: an entry without protocol or mean.
     """
     rows: list[dict[str, Any]] = []
-    first: Protocol | dual_protocol.DualProtocol | None = None
+    first: AnyProtocol | None = None
     for index, entry in enumerate(metrics):
         if not isinstance(entry.get("protocol"), Mapping) or not isinstance(entry.get("mean"), Mapping):
             raise DataError(
