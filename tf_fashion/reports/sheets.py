@@ -40,6 +40,7 @@ class SheetRow:
         reference_id: Id of the query picture, shown if the picture cannot be.
         note: A few words, such as the category.
         also_right: Positions in `results` of further right answers, where there are several.
+        details: For each result lines to print under it, each with whether it speaks for the result (green) or not (grey).
     """
 
     reference: str | Path | None
@@ -52,12 +53,15 @@ class SheetRow:
     reference_id: str = ""
     note: str = ""
     also_right: Sequence[int] = ()
+    details: Sequence[Sequence[tuple[str, bool]]] = ()
 
     def __post_init__(self) -> None:
         if len(self.results) != len(self.result_ids):
             raise UsageError(f"A sheet row has {len(self.results)} pictures but {len(self.result_ids)} ids.")
         if self.scores is not None and len(self.scores) != len(self.results):
             raise UsageError(f"A sheet row has {len(self.results)} pictures but {len(self.scores)} scores.")
+        if self.details and len(self.details) != len(self.results):
+            raise UsageError(f"A sheet row has {len(self.results)} pictures but details for {len(self.details)}.")
         if self.target is not None and not 0 <= self.target < len(self.results):
             raise UsageError(f"The target position {self.target} is outside the row's {len(self.results)} results (use None).")
 
@@ -113,7 +117,8 @@ def retrieval_sheet(
     lines = wrap(protocol, small, width - 2 * margin) if protocol else []
     top = margin + 32 + 17 * len(lines) + 14
     texts = [wrap(row.sentence or "(no words)", normal, text_width) for row in rows]
-    heights = [max(tile + label, 20 * len(text) + 40) + 22 for text in texts]
+    under = [max(map(len, row.details[:columns]), default=0) for row in rows]
+    heights = [max(tile + label + 14 * lines, 20 * len(text) + 40) + 22 for text, lines in zip(texts, under, strict=True)]
     sheet = Image.new("RGB", (width, top + sum(heights) + margin - 10), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin - 4), title, font=big, fill=_INK)
@@ -146,6 +151,9 @@ def retrieval_sheet(
                 draw.text((x + tile - draw.textlength(score, font=small), y + tile + 5), score, font=small, fill=_FAINT)
             if show_ids:
                 draw.text((x, y + tile + 19), _fit(row.result_ids[place], small, tile), font=small, fill=_FAINT)
+            for number, (line, good) in enumerate(row.details[place] if row.details else ()):
+                colour = _GREEN if good else _FAINT
+                draw.text((x, y + tile + label - 1 + 14 * number), _fit(line, small, tile), font=small, fill=colour)
         y += height
     with atomic_write(path, "wb") as file:
         sheet.save(file, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG"), quality=90)
