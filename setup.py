@@ -20,7 +20,21 @@ HUB = ["tensorflow-hub>=0.16.1"]
 WEIGHTS = ["safetensors>=0.4"]
 CLIP = ["keras-hub>=0.32,<0.33", "ftfy>=6.3,<6.4", "regex>=2024.5", *WEIGHTS]
 CONCEPTS = ["textblob>=0.20,<1"]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.13", "faiss-cpu>=1.9", *CLIP, *CONCEPTS, *TUNE]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16.1"]
+NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.14",
+    "mypy>=1.13",
+    "faiss-cpu>=1.9",
+    *CLIP,
+    *CONCEPTS,
+    *NOTEBOOKS,
+    *ONNX,
+    *TUNE,
+]
 
 setup(
     name="tf-fashion",
@@ -31,7 +45,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tf_fashion", "tf_fashion.*"]),
-    package_data={"tf_fashion": ["inputs/data/*", "reports/templates/*"]},
+    package_data={"tf_fashion": ["datasets/data/*", "inputs/data/*", "reports/templates/*"]},
     install_requires=[
         "tensorflow>=2.20,<2.22",
         "keras>=3.13.2,<4",
@@ -47,6 +61,8 @@ setup(
         "weights": WEIGHTS,
         "clip": CLIP,
         "concepts": CONCEPTS,
+        "onnx": ONNX,
+        "notebooks": NOTEBOOKS,
         "hub": HUB,
         "tensorboard": ["tensorboard>=2.20"],
         "dev": DEV,

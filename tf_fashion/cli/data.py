@@ -100,7 +100,9 @@ def add_weights(verbs: Any) -> None:
 def add_list(verbs: Any) -> None:
     """`list`."""
     listing = verb(verbs, "list", "names that other verbs take", "Lists what can be named elsewhere.")
-    listing.add_argument("kind", choices=("backbones", "composers", "datasets", "losses", "presets", "protocols", "text-encoders"))
+    listing.add_argument(
+        "kind", choices=("backbones", "composers", "datasets", "losses", "multilabel-losses", "presets", "protocols", "text-encoders")
+    )
     listing.set_defaults(run=_list)
 
 
@@ -172,9 +174,9 @@ def _list(args: argparse.Namespace) -> int:
         print("\n".join(DUAL_PROTOCOLS.get(name).describe() for name in DUAL_PROTOCOLS))
         return 0
     if args.kind == "presets":
-        from tf_fashion.training.presets import DUAL_PRESETS, PRESETS
+        from tf_fashion.training.presets import ATTRIBUTE_PRESETS, DUAL_PRESETS, PRESETS
 
-        for verb, presets in (("composed", PRESETS), ("dual", DUAL_PRESETS)):
+        for verb, presets in (("composed", PRESETS), ("dual", DUAL_PRESETS), ("attributes", ATTRIBUTE_PRESETS)):
             print(f"train {verb}:")
             for name, values in presets.items():
                 print(f"  {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
@@ -188,6 +190,7 @@ def _list(args: argparse.Namespace) -> int:
         "composers": ("composers", "COMPOSERS"),
         "datasets": ("datasets", "DATASETS"),
         "losses": ("losses", "LOSSES"),
+        "multilabel-losses": ("losses", "MULTILABEL_LOSSES"),
         "text-encoders": ("encoders.text", "TEXT_ENCODERS"),
     }
     module, registry = places[args.kind]

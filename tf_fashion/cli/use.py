@@ -78,11 +78,24 @@ def add_export(verbs: Any) -> None:
     export = verb(
         verbs,
         "export",
-        "write a SavedModel for serving",
-        "Writes a SavedModel, whose signatures take `image_bytes` and `text`: decoding, resizing and tokenising are inside.",
+        "write a SavedModel or an ONNX file for serving",
+        "Writes a SavedModel, whose signatures take `image_bytes` (and `text`): decoding, resizing and tokenising are inside. Or the\n"
+        "picture side as an ONNX file (extra `onnx`), which takes pixels `images` float32 (batch, side, side, 3), RGB in 0..255, and\n"
+        "is compared with the model by onnxruntime before it is written.\n\n"
+        "  tf-fashion export --model runs/a/model.keras --out served/1\n"
+        "  tf-fashion export --model runs/attributes/model.keras --out attributes.onnx --format onnx",
     )
-    export.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
-    export.add_argument("--out", required=True, metavar="DIR", help="folder of the SavedModel (for TensorFlow Serving: MODEL/1)")
+    add = export.add_argument
+    add("--model", required=True, metavar="FILE", help="model.keras of a training run")
+    add("--out", required=True, metavar="PATH", help="folder of the SavedModel (for TensorFlow Serving: MODEL/1), or the .onnx file")
+    add("--format", default="saved_model", choices=("saved_model", "onnx"))
+    add(
+        "--layout",
+        default="pixels",
+        choices=("pixels", "original"),
+        help="onnx: pixels, or as the published iMaterialist predictor has it: `input` (batch, 3, side, side), already scaled, and "
+        "logits as `output`",
+    )
     export.set_defaults(run=_export)
 
 
@@ -117,11 +130,7 @@ def _search(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     import_tensorflow_quietly()
-    from tf_fashion.models import DualEncoder
-    from tf_fashion.models.base import RetrievalModel, load_as
-    from tf_fashion.serving.export import export_composed, export_dual
+    from tf_fashion.training.commands import export_model
 
-    model = load_as(args.model, RetrievalModel)
-    folder = export_dual(model, args.out) if isinstance(model, DualEncoder) else export_composed(model, args.out)
-    print(f"The SavedModel is in {folder}")
+    print(call(export_model, args, model_path=args.model))
     return 0

@@ -18,6 +18,7 @@ from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import write_json
 from tf_fashion.inputs.images import safe_decode_batch
 from tf_fashion.models import AttributeClassifier, ComposedRetriever, DualEncoder
+from tf_fashion.models.base import RetrievalModel
 
 
 def export_composed(model: ComposedRetriever, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
@@ -143,6 +144,16 @@ def export_attributes(model: AttributeClassifier, folder: str | Path, record: di
 
     notes = {"kind": "attributes", "label_map": model.label_map.to_config(), "exclusive": list(model.exclusive)}
     return _write(model, folder, predict, [_IMAGE_BYTES], {**notes, **(record or {})})
+
+
+def export(model: RetrievalModel, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes the SavedModel of a model of any kind; see `export_composed`, `export_dual` and `export_attributes`."""
+    kinds: dict[type, Any] = {
+        ComposedRetriever: export_composed,
+        DualEncoder: export_dual,
+        AttributeClassifier: export_attributes,
+    }
+    return next(write for kind, write in kinds.items() if isinstance(model, kind))(model, folder, record)
 
 
 class _Exported:

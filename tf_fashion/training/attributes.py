@@ -32,6 +32,9 @@ from tf_fashion.training.attribute_results import attributes_table, write_attrib
 from tf_fashion.training.attributes_config import AttributeConfig, describe_model
 from tf_fashion.training.runs import TrainingRun, copy_weights, made, make_optimizer, make_strategy
 
+# Share of the training photos that must have a label of a group for `--exclusive auto` to make it a choice.
+LABELLED = 0.95
+
 
 class AttributeRun(TrainingRun):
     """One run: data, model, training, evaluation. The methods are called in the order in which they stand.
@@ -83,7 +86,9 @@ class AttributeRun(TrainingRun):
             return ()
         found = self.dataset.exclusive_groups("train")
         if chosen == ("auto",):
-            return found
+            # Where many photos have no label of a group, a softmax would have to choose one all the same.
+            _, targets = self.dataset.targets("train")
+            return tuple(name for name in found if targets[:, self.label_map.groups[name]].any(axis=1).mean() >= LABELLED)
         unknown = [name for name in chosen if name not in self.label_map.groups]
         if unknown:
             raise UsageError(f"--exclusive: no group {unknown[0]!r}. Groups: {', '.join(self.label_map.groups)}.")

@@ -14,6 +14,7 @@ from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
+from tf_fashion.models.attributes import AttributeClassifier
 from tf_fashion.models.base import RetrievalModel, load_as, load_path
 from tf_fashion.models.composed import load_composed
 from tf_fashion.models.dual import DualEncoder
@@ -21,6 +22,8 @@ from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
 from tf_fashion.retrieval.index import ExactIndex
 from tf_fashion.retrieval.protocol import get_protocol
+from tf_fashion.serving.export import export
+from tf_fashion.serving.onnx import export_onnx
 from tf_fashion.serving.session import SearchSession
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run
@@ -231,3 +234,31 @@ def search_folder(
     if sheet:
         retrieval_sheet(sheet, rows, title="Search", columns=min(top, 8), show_ids=True)
     return "\n\n".join(tables)
+
+
+def export_model(model_path: str, out: str, format: str = "saved_model", layout: str = "pixels") -> str:
+    """Writes a model for serving; returns a line about it. See `tf-fashion export --help`.
+
+    Raises:
+        UsageError, DataError: as `export` and `export_onnx`; the original's layout for another model than an attribute classifier.
+    """
+    model = load_as(model_path, RetrievalModel)
+    if format == "saved_model":
+        return f"The SavedModel is in {export(model, out)}"
+    record: dict[str, Any] = {"kind": type(model).__name__}
+    if isinstance(model, AttributeClassifier):
+        record |= {"label_map": model.label_map.to_config(), "exclusive": list(model.exclusive)}
+    elif layout == "original":
+        raise UsageError(f"--layout original: expected an AttributeClassifier, found a {type(model).__name__}.")
+
+    def picture_side(images: Any) -> dict[str, Any]:
+        features = model.encode_image(images, training=False)
+        embedding = model.embed_features(features)
+        if not isinstance(model, AttributeClassifier):
+            return {"embedding": embedding}
+        logits = model.logits_of(features)
+        return {"probabilities": model.probabilities(logits), "logits": logits, "embedding": embedding}
+
+    encoder = model.image_encoder
+    only = {"outputs": ("logits",), "scaling": encoder.scaling} if layout == "original" else {}
+    return export_onnx(picture_side, out, encoder.image_size, layout=layout, record=record, **only).format()
