@@ -323,7 +323,7 @@ def test_work_lists_and_datasets(tmp_path):
     report = download_images(dataset, limit=2, fetch=lambda url: JPEG, delay=0, progress=False)
     assert report.folders == [tmp_path / "train", tmp_path / "validation"] and report.fetched == 4
     assert (tmp_path / "validation/3.jpg").is_file() and not (tmp_path / "train/2.jpg").exists()
-    download_images(dataset, splits="val", fetch=lambda url: JPEG, delay=0, progress=False)
+    download_images(dataset, splits=["validation"], fetch=lambda url: JPEG, delay=0, progress=False)
     missing = check_tree(tmp_path, progress=False).errors
     assert len(missing) == 1 and "train__2" in str(missing[0])
     for options in ({"workers": 0}, {"per_host": 0}, {"retries": -1}, {"delay": -1}, {"backoff": float("nan")}):

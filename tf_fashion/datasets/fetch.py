@@ -33,6 +33,7 @@ from tqdm import tqdm
 from tf_fashion import __version__
 from tf_fashion.core import files
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.datasets.attributes import SPLIT_NAMES
 from tf_fashion.datasets.check import FORMATS, MAX_BYTES, MAX_PIXELS, check_pictures, picture_header
 from tf_fashion.datasets.imaterialist import Imaterialist, ListedImage, read_listed_images
 from tf_fashion.datasets.records import ImageFolder
@@ -334,7 +335,7 @@ def download_images(
             iMaterialist's format; or a work list, whose paths lie below `folder`.
         folder: Where the pictures go. Default: of a dataset its folder of pictures, of a JSON file the folder beside it of the same
             name without `.json`.
-        splits: Splits of the dataset; default all.
+        splits: Splits of the dataset ("validation" is "val"); default all.
         fetch: Gives the content of an address or raises `FetchError`; default a `HttpFetcher`.
         limit, ratio: Only so many pictures, or this share of them, from the beginning of each list.
         retry_failed: Whether to ask again for pictures that are listed as failed.
@@ -379,7 +380,8 @@ def _work_lists(
     """Folders and what goes there."""
     if isinstance(source, Imaterialist):
         base = Path(folder) if folder is not None else source.images_root
-        names = source._names_of(splits)
+        wanted = [splits] if isinstance(splits, str) else splits
+        names = source._names_of(wanted and [SPLIT_NAMES.get(split, split) for split in wanted])
         places = [base / source.folder_of(split) for split in names]
         return [(p, work_list(source.listed_images(s), p, limit, ratio)) for p, s in zip(places, names, strict=True)]
     if splits is not None:

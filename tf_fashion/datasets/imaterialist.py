@@ -49,6 +49,8 @@ _IMAGE_KEYS = ("imageId", "image_id")
 _LABEL_KEYS = ("labelId", "label_id")
 _FIRST_IDS = re.compile(r'"image_?[iI]d"\s*:\s*"?([\w.-]+)')
 _HEAD = 65_536
+# Ids of which nothing needs to be asked; the others go through `id_problem`.
+_GOOD_ID = re.compile(r"[A-Za-z0-9_-][\w.-]{0,127}", re.ASCII)
 
 
 class ListedImage(NamedTuple):
@@ -157,30 +159,45 @@ def _image_id(value: object, where: str) -> tuple[Problem | None, str]:
     return problem, found
 
 
+def _simple_id(entry: object) -> str | None:
+    """The id of an entry in the usual spelling, which is nearly every one; None for all that needs a closer look."""
+    value = entry.get("imageId") if isinstance(entry, dict) else None
+    return value if isinstance(value, str) and _GOOD_ID.fullmatch(value) else None
+
+
+def _address(url: object, where: str) -> tuple[Problem | None, str | None]:
+    """The address of an entry: the first of a list, None for none."""
+    if isinstance(url, list):
+        url = url[0] if url else None
+    if url is not None and not isinstance(url, str):
+        what = f"expected an address (a string) as 'url', found {short_repr(url)}."
+        return Problem("error", where, what, "", "bad address"), None
+    if url and "://" not in url:
+        return relative_path_problem(url, where), url
+    return None, url or None
+
+
 def _read_images(path: Path, entries: Sequence[object], on_problem: OnProblem) -> list[ListedImage]:
     images: dict[str, ListedImage] = {}
     repeated: list[tuple[str, int]] = []
     for row, entry in enumerate(entries):
-        where = f"{path}, images[{row}]"
-        problem, image_id = _image_id(entry, where)
-        url = entry.get("url") if isinstance(entry, dict) else None
-        if isinstance(url, list):
-            url = url[0] if url else None
-        if problem is None and url is not None and not isinstance(url, str):
-            problem = Problem("error", where, f"expected an address (a string) as 'url', found {short_repr(url)}.", "", "bad address")
-        if problem is None and url and "://" not in url:
-            problem = relative_path_problem(url, where)
-        if problem is not None:
-            on_problem(problem)
-            continue
-        first = images.setdefault(image_id, ListedImage(image_id, url or None, row))
+        image_id, url = _simple_id(entry), entry.get("url") if isinstance(entry, dict) else None
+        if image_id is None or not isinstance(url, str) or "://" not in url:
+            where = f"{path}, images[{row}]"
+            problem, image_id = _image_id(entry, where)
+            if problem is None:
+                problem, url = _address(url, where)
+            if problem is not None:
+                on_problem(problem)
+                continue
+        first = images.setdefault(image_id, ListedImage(image_id, url, row))
         if first.row == row:
             continue
-        if first.url == (url or None):
+        if first.url == url:
             repeated.append((image_id, row))
             continue
         what = f"the picture {image_id!r} is listed a second time with another url (first in images[{first.row}])."
-        on_problem(Problem("error", where, what, "Ids must be unique.", "picture listed twice"))
+        on_problem(Problem("error", f"{path}, images[{row}]", what, "Ids must be unique.", "picture listed twice"))
     if repeated:
         image_id, row = repeated[0]
         what = f"{_number(len(repeated), 'entry repeats', 'entries repeat')} a picture with the same url, for instance {image_id!r}"
@@ -195,23 +212,16 @@ def _read_annotations(
     records: list[AttributeRecord] = []
     empty: list[str] = []
     doubled: list[str] = []
+    numbers_of = {key: number for number in (label_map.ids if label_map else ()) for key in (str(number), number)}
     for row, entry in enumerate(entries):
-        where = f"{path}, annotations[{row}]"
-        problem, image_id = _image_id(entry, where)
-        if problem is None:
-            problem, values = _entry(entry, _LABEL_KEYS, where)
-        if problem is None and not isinstance(values, list):
-            what = f"expected a list of label ids as 'labelId', found {short_repr(values)}."
-            problem = Problem("error", where, what, f'Write ["{values}"].' if label_id(values) else "", "bad labels")
-        if problem is None and image_id not in known:
-            what = f"the picture {image_id!r} is not in the list of images."
-            problem = Problem("error", where, what, "Add it there, or remove the annotation.", "unknown picture")
-        if problem is None:
-            problem = _label_problem(values, label_map, where)
-        if problem is not None:
-            on_problem(problem)
-            continue
-        numbers = [label_id(value) or 0 for value in values]
+        image_id, values = _simple_id(entry) or "", entry.get("labelId") if isinstance(entry, dict) else None
+        # 0 stands for what is no label; True would be found as 1.
+        numbers = [numbers_of.get(value, 0) if type(value) in (str, int) else 0 for value in values] if type(values) is list else [0]
+        if image_id not in known or 0 in numbers:
+            problem, image_id, numbers = _checked_annotation(entry, f"{path}, annotations[{row}]", known, label_map)
+            if problem is not None:
+                on_problem(problem)
+                continue
         unique = tuple(dict.fromkeys(numbers))
         if not unique:
             empty.append(image_id)
@@ -225,8 +235,28 @@ def _read_annotations(
         if ids:
             text = f"{_number(len(ids), 'annotation', 'annotations')} {what}, for instance that of {ids[0]!r}."
             on_problem(Problem("warning", str(path), text, fix, kind))
-    entries_of = [(f"{path}, annotations[{record.row}]", record.image_id, record.label_ids) for record in records]
+    place = f"{path}, annotations"
+    entries_of = [(f"{place}[{record.row}]", record.image_id, record.label_ids) for record in records]
     return [records[place] for place in first_entries(entries_of, on_problem)]
+
+
+def _checked_annotation(
+    entry: object, where: str, known: Collection[str], label_map: LabelMap | None
+) -> tuple[Problem | None, str, list[int]]:
+    """What is wrong with an annotation, its picture, and its labels."""
+    problem, image_id = _image_id(entry, where)
+    values: Any = []
+    if problem is None:
+        problem, values = _entry(entry, _LABEL_KEYS, where)
+    if problem is None and not isinstance(values, list):
+        what = f"expected a list of label ids as 'labelId', found {short_repr(values)}."
+        problem = Problem("error", where, what, f'Write ["{values}"].' if label_id(values) else "", "bad labels")
+    if problem is None and image_id not in known:
+        what = f"the picture {image_id!r} is not in the list of images."
+        problem = Problem("error", where, what, "Add it there, or remove the annotation.", "unknown picture")
+    if problem is None:
+        problem = _label_problem(values, label_map, where)
+    return problem, image_id, [label_id(value) or 0 for value in values] if problem is None else []
 
 
 def _label_problem(values: Sequence[object], label_map: LabelMap | None, where: str) -> Problem | None:
