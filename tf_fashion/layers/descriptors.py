@@ -1,10 +1,11 @@
 """Descriptors computed from pixels without learned weights: what ImageNet features see badly, colour above all.
 
-Both work on a small copy of the picture (64 x 64 by averaging), so they cost little next to a backbone.
+All work on a small copy of the picture (64 x 64 by averaging), so they cost little next to a backbone.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -28,7 +29,7 @@ def rgb_to_lab(images: Any) -> Any:
     """sRGB in 0..255 to CIELab under D65: float32 `(..., 3)`, L in 0..100, a and b about -110..110."""
     unit = tf.clip_by_value(tf.cast(images, tf.float32) / 255.0, 0.0, 1.0)
     linear = tf.where(unit > 0.04045, ((unit + 0.055) / 1.055) ** 2.4, unit / 12.92)
-    xyz = tf.einsum("...c,dc->...d", linear, tf.constant(_XYZ_FROM_RGB)) / tf.constant(_WHITE_D65)
+    xyz = tf.tensordot(linear, tf.constant(_XYZ_FROM_RGB.T), 1) / tf.constant(_WHITE_D65)
     root = tf.where(xyz > 0.008856, tf.maximum(xyz, 1e-6) ** (1.0 / 3.0), 7.787 * xyz + 16.0 / 116.0)
     x, y, z = tf.unstack(root, axis=-1)
     return tf.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
@@ -126,3 +127,157 @@ class GradientHistogram(_Descriptor):
         members = tf.pad(tf.ones_like(blocks), [[0, 0], [1, 1], [1, 1], [0, 0]])
         factor = tf.nn.avg_pool2d(inverse, 2, 1, "VALID") / tf.nn.avg_pool2d(members, 2, 1, "VALID")
         return tf.reshape(4.0 * tf.minimum(cells * factor, 0.4), (-1, self.width))
+
+
+def _compressed(lab: Any) -> Any:
+    """Lab whose chroma C became log(1 + 0.045 C) / 0.045: steps in it are about CIE94's (CIE 116-1995), whose unit of chroma grows
+    with 1 + 0.045 C, so that an even grid is fine where navy, charcoal and black part, and coarse among vivid colours."""
+    chroma = tf.sqrt(tf.reduce_sum(lab[..., 1:] ** 2, axis=-1, keepdims=True) + 1e-4)
+    # ONNX has no log1p.
+    factor = tf.math.log(1.0 + 0.045 * chroma) / (0.045 * chroma)
+    return tf.concat([lab[..., :1], lab[..., 1:] * factor], axis=-1)
+
+
+# An even grid in compressed Lab: 11 lightnesses, and 9 steps of 8 on each of the two chroma axes.
+_LIGHTNESSES = np.linspace(0.0, 100.0, 11, dtype="float32")
+_CHROMAS = np.linspace(-32.0, 32.0, 9, dtype="float32")
+
+
+def _shares(values: Any, nodes: np.ndarray) -> Any:
+    """Linear shares of values among the two nearest of evenly spaced nodes: `(..., len(nodes))`, sum 1."""
+    step = float(nodes[1] - nodes[0])
+    inside = tf.clip_by_value(values, float(nodes[0]), float(nodes[-1]))
+    return tf.maximum(1.0 - tf.abs(inside[..., None] - tf.constant(nodes)) / step, 0.0)
+
+
+@functools.cache
+def _grid_in_gamut() -> np.ndarray:
+    """Places in the grid that sRGB's colours reach, as flat numbers."""
+    # In float64 and NumPy, so that the choice is the same on every machine.
+    axis = np.linspace(0.0, 1.0, 18)
+    rgb = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = linear @ _XYZ_FROM_RGB.astype("float64").T / _WHITE_D65.astype("float64")
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16.0 / 116.0).T
+    lab = np.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)])
+    chroma = np.sqrt(lab[1] ** 2 + lab[2] ** 2 + 1e-4)
+    lab[1:] *= np.log1p(0.045 * chroma) / (0.045 * chroma)
+
+    def shares(values: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        inside = np.clip(values, nodes[0], nodes[-1])[:, None]
+        return np.maximum(1.0 - np.abs(inside - nodes) / (nodes[1] - nodes[0]), 0.0)
+
+    axes = [shares(values, nodes.astype("float64")) for values, nodes in zip(lab, (_LIGHTNESSES, _CHROMAS, _CHROMAS), strict=True)]
+    total = np.einsum("pl,pa,pb->lab", *axes).ravel()
+    return np.nonzero(total > 2.502)[0]
+
+
+def _background(lab: Any, count: int = 4, rounds: int = 6) -> tuple[Any, Any]:
+    """Colours of the picture's frame by k-means (Lloyd, 1982) from the median and the colours farthest from what is chosen already
+    (Gonzalez, 1985): centres `(batch, count, 3)` and their shares of the frame `(batch, count)`."""
+    turned = tf.transpose(lab, (0, 2, 1, 3))
+    edges = [lab[:, :3], lab[:, -3:], turned[:, :3], turned[:, -3:]]
+    frame = tf.concat([tf.reshape(edge, (-1, 3 * _SIDE, 3)) for edge in edges], axis=1)
+    pixels = 12 * _SIDE
+    centres = tf.sort(frame, axis=1)[:, pixels // 2][:, None]
+    for _ in range(count - 1):
+        gaps = tf.reduce_min(tf.reduce_sum((frame[:, :, None] - centres[:, None]) ** 2, axis=-1), axis=-1)
+        farthest = tf.one_hot(tf.argmax(gaps, axis=1), pixels)
+        centres = tf.concat([centres, tf.matmul(farthest[:, None], frame)], axis=1)
+    sizes = tf.zeros_like(centres[..., 0])
+    for _ in range(rounds):
+        gaps = tf.reduce_sum((frame[:, :, None] - centres[:, None]) ** 2, axis=-1)
+        members = tf.one_hot(tf.argmin(gaps, axis=-1), count, axis=1)
+        sizes = tf.reduce_sum(members, axis=-1)
+        means = tf.matmul(members, frame) / tf.maximum(sizes, 1.0)[..., None]
+        centres = tf.where(sizes[..., None] > 0.0, means, centres)
+    return centres, sizes / pixels
+
+
+def _foreground(lab: Any) -> Any:
+    """How much each pixel differs from all colours of the frame, `(batch, 64, 64)` in 0..1. Lightness counts less, for shadows."""
+    scaled = lab * tf.constant([0.6, 1.0, 1.0])
+    centres, shares = _background(scaled)
+    # Colours of a small part of the frame are those of a garment that touches it.
+    ignored = tf.where(shares < 0.08, 1000.0, 0.0)[:, None, None]
+    gaps = tf.sqrt(tf.reduce_sum((scaled[:, :, :, None] - centres[:, None, None]) ** 2, axis=-1) + 1e-6) + ignored
+    nearest = tf.nn.avg_pool2d(tf.reduce_min(gaps, axis=-1)[..., None], 3, 1, "SAME")[..., 0]
+    return tf.sigmoid((nearest - 11.0) / 2.0)
+
+
+def _bell(deviation: float) -> np.ndarray:
+    """Gaussian weights around the picture's middle, 64 x 64; the deviation is a share of its side."""
+    places = (np.arange(_SIDE) + 0.5) / _SIDE - 0.5
+    return np.exp(-(places[:, None] ** 2 + places[None, :] ** 2) / (2 * deviation**2)).astype("float32")
+
+
+def _tiles(count: int) -> np.ndarray:
+    """Overlapping windows `(count * count, 64, 64)` with linear slopes, which add up to 1 everywhere."""
+    middles = ((np.arange(count) + 0.5) / count - 0.5).astype("float32")
+    places = ((np.arange(_SIDE) + 0.5) / _SIDE - 0.5).astype("float32")
+    inside = np.clip(places, middles[0], middles[-1])
+    slopes = np.maximum(1.0 - np.abs(inside[None] - middles[:, None]) * count, 0.0)
+    return np.einsum("iy,jx->ijyx", slopes, slopes).reshape(-1, _SIDE, _SIDE).astype("float32")
+
+
+def _weighted(weights: Any) -> Any:
+    """Maps of weights `(batch, maps, 64, 64)` flat and with sum 1: `(batch, maps, 4096)`."""
+    flat = tf.reshape(weights, (-1, weights.shape[1], _SIDE * _SIDE))
+    return flat / (tf.reduce_sum(flat, axis=-1, keepdims=True) + 1e-3)
+
+
+@DESCRIPTORS.register("colour_layout")
+@keras.saving.register_keras_serializable("tf_fashion")
+class ColourLayout(_Descriptor):
+    """Which colours the garment has, finer than `ColourHistogram`, and where: it parts navy from black, and a shirt from the trousers
+    below it.
+
+    Foreground is what differs from all colours of the picture's frame (k-means with four centres), not from its median alone. The
+    values are square roots of two histograms, under a wide and a narrow bell around the middle; the mean colours of 4 x 4 overlapping
+    windows, in the spirit of MPEG-7's colour layout (Manjunath et al., "Color and texture descriptors", IEEE CSVT 2001); and the
+    foreground's share in each of 4 x 4 tiles. Histograms have an even grid in Lab with compressed chroma (see `_compressed`), of which
+    the places are kept that sRGB reaches; a pixel is shared out linearly among the eight nearest.
+    """
+
+    width = 2 * 434 + 16 * 3 + 16
+
+    def call(self, images: Any) -> Any:
+        lab = rgb_to_lab(_small(images))
+        foreground = _foreground(lab)
+        pixels = tf.reshape(_compressed(lab), (-1, _SIDE * _SIDE, 3))
+        bells = tf.constant(np.stack([_bell(0.25), _bell(0.12)]))
+        weights = _weighted((foreground + 0.02)[:, None] * bells)
+        # A pixel's share of a place is a product over the axes, so that one matrix product makes the histogram.
+        lightness = _shares(pixels[..., 0], _LIGHTNESSES)
+        plane = _shares(pixels[..., 1], _CHROMAS)[..., :, None] * _shares(pixels[..., 2], _CHROMAS)[..., None, :]
+        plane = tf.reshape(plane, (-1, _SIDE * _SIDE, len(_CHROMAS) ** 2))
+        rows = weights[:, :, None] * tf.transpose(lightness, (0, 2, 1))[:, None]
+        counts = tf.matmul(tf.reshape(rows, (-1, 2 * len(_LIGHTNESSES), _SIDE * _SIDE)), plane)
+        counts = tf.reshape(counts, (-1, 2, len(_LIGHTNESSES) * len(_CHROMAS) ** 2))
+        histograms = tf.reshape(tf.gather(counts, _grid_in_gamut(), axis=-1), (-1, 2 * len(_grid_in_gamut())))
+        tiles = _weighted((foreground + 0.05)[:, None] * tf.constant(_tiles(4)))
+        means = tf.reshape(tf.matmul(tiles, pixels), (-1, 48)) / 20.0
+        shares = tf.reshape(tf.nn.avg_pool2d(foreground[..., None], 16, 16, "VALID"), (-1, 16))
+        return tf.concat([3.0 * tf.sqrt(histograms + 1e-8), means, shares], axis=-1)
+
+
+@DESCRIPTORS.register("texture")
+@keras.saving.register_keras_serializable("tf_fashion")
+class SurfaceContrast(_Descriptor):
+    """Whether the garment is plain or patterned: contrast inside it, away from its outline.
+
+    The standard deviations of L, a and b in 5 x 5 pixels, averaged over the foreground of `ColourLayout` less a rim of two pixels;
+    the shares of pixels whose deviation is above about 6; and the mean Lab colour.
+    """
+
+    width = 9
+
+    def call(self, images: Any) -> Any:
+        lab = rgb_to_lab(_small(images))
+        mean = tf.nn.avg_pool2d(lab, 5, 1, "SAME")
+        variance = tf.nn.avg_pool2d(lab**2, 5, 1, "SAME") - mean**2
+        deviation = tf.reshape(tf.sqrt(tf.maximum(variance, 0.0) + 1e-3), (-1, _SIDE * _SIDE, 3))
+        inner = -tf.nn.max_pool2d(-_foreground(lab)[..., None], 5, 1, "SAME")[..., 0]
+        weight = _weighted(((inner + 0.01) * tf.constant(_bell(0.25)))[:, None])
+        parts = (deviation / 5.0, tf.sigmoid((deviation - 6.0) / 2.0), tf.reshape(lab, (-1, _SIDE * _SIDE, 3)) / 20.0)
+        return tf.concat([tf.matmul(weight, part)[:, 0] for part in parts], axis=-1)
