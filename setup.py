@@ -52,6 +52,7 @@ setup(
         "numpy>=1.26,<3",
         "pillow>=10.3",
         "h5py>=3.11",
+        "requests>=2.31",
         "tqdm>=4.66",
         "matplotlib>=3.8",
         "jinja2>=3.1",

@@ -35,7 +35,8 @@ def train(data: Path, out: Path, *options: str, quick: bool = True) -> int:
 
 
 def config(data: Path, out: Path, *options: str):
-    return attribute_config(build_parser().parse_args(["train", "attributes", "--data", str(data), "--out", str(out), *SMALL, *options]))
+    arguments = ["train", "attributes", "--data", str(data), "--out", str(out), *SMALL, *options]
+    return attribute_config(build_parser().parse_args(arguments))
 
 
 def test_a_run_leaves_all_its_files(wardrobe: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_exclusive_groups_are_found_or_chosen(wardrobe: Path, tmp_path: Path) ->
         (["--loss-option", "gama=2"], "--loss-option gama"),
         (["--preset", "imat"], "Unknown preset"),
         (["--batch-size", "5000"], "--batch-size"),
-        (["--data-option", "colour=1"], "--data-option"),
+        (["--data-option", "colour=1"], "has no option 'colour'"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_written(

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="tf-fashion",
-        description='Find fashion items by photo, by words, and by a photo with words ("this one, but red and longer").',
+        description='Find fashion items by photo, by words, by a photo with words ("this one, but red and longer"), and by attributes.',
         epilog="`tf-fashion VERB --help` explains a verb.\n" + EPILOG,
         formatter_class=Help,
     )
@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     def group(name: str, summary: str, description: str) -> Any:
         return verb(verbs, name, summary, description).add_subparsers(dest="what", metavar="WHAT", required=True)
 
-    data.add_data(verbs)
+    datasets = group("data", "check a dataset, draw one, or fetch its pictures", "Look after datasets.")
+    data.add_data(datasets)
+    attributes.add_fetch(datasets)
     train = group("train", "train a model", "Train a model.")
     composed.add_train(train)
     dual.add_train(train)
@@ -52,10 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
     composed.add_evaluate(evaluate)
     dual.add_evaluate(evaluate)
     dual.add_leaderboard(evaluate)
+    attributes.add_evaluate(evaluate)
     composed.add_scores(verbs)
     composed.add_ensemble(verbs)
     use.add_embed(verbs)
-    dual.add_predict(group("predict", "write what a model finds", "Write predictions."))
+    predict = group("predict", "write what a model finds", "Write predictions.")
+    dual.add_predict(predict)
+    attributes.add_predict(predict)
+    attributes.add_match(verbs)
     use.add_search(verbs)
     use.add_export(verbs)
     data.add_weights(verbs)

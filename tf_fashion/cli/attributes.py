@@ -233,6 +233,8 @@ def add_predict(predict: Any) -> None:
     _add_decisions(add)
     add("--tta", default="none", help="test-time augmentation: none, or flip (mean of a photo and its mirror image)")
     add("--report-photos", dest="shown", type=int, default=1000, metavar="N", help="photos that report.html shows, from the first on")
+    add("--explain", metavar="DIR", help="also draw where in each photo its labels were seen (Grad-CAM), as DIR/ID.png")
+    add("--explain-photos", dest="explained", type=int, default=20, metavar="N", help="photos that are explained, from the first on")
     _add_scoring(add)
     parser.set_defaults(run=_predict)
 

@@ -15,11 +15,8 @@ from tf_fashion.core.files import read_json
 from tf_fashion.core.quiet import import_tensorflow_quietly
 
 
-def add_data(verbs: Any) -> None:
+def add_data(data: Any) -> None:
     """`data check`, `data draw`, `data prepare`."""
-    data = verb(verbs, "data", "check a dataset, or draw one", "Look after datasets.").add_subparsers(
-        dest="what", metavar="WHAT", required=True
-    )
     check = verb(
         data,
         "check",
@@ -43,7 +40,9 @@ def add_data(verbs: Any) -> None:
     )
     draw.add_argument("folder", metavar="DIR")
     draw.add_argument(
-        "--layout", default="fashion_iq", help="of the files beside the pictures: fashion_iq, fashion200k, shoes or fashion_gen"
+        "--layout",
+        default="fashion_iq",
+        help="of the files beside the pictures: fashion_iq, fashion200k, shoes, fashion_gen or imaterialist",
     )
     draw.add_argument("--items", type=int, default=3600, help="pictures over all categories and splits")
     draw.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_file, make_out_folder, write_json
-from tf_fashion.datasets.attributes import AttributeDataset
+from tf_fashion.datasets.attributes import AttributeDataset, open_attributes
 from tf_fashion.datasets.imaterialist import Imaterialist
 from tf_fashion.datasets.labels import LabelMap
+from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.inputs.audit import BadImage
 from tf_fashion.inputs.feature_cache import FeatureCache
+from tf_fashion.inputs.images import load_image
 from tf_fashion.models.attributes import AttributeClassifier
+from tf_fashion.reports.attributes_html import TaggedPhoto
+from tf_fashion.reports.saliency import SaliencyRow, grad_cam, saliency_sheet
 from tf_fashion.reports.tags import FORMATS, check_formats, counts_table, photos_table, tagged, write_tables
 from tf_fashion.reports.tags_html import FIRST_PAGE, write_tag_pages
 from tf_fashion.tagging.metrics import evaluate_attributes
@@ -33,7 +38,6 @@ from tf_fashion.training.attribute_evaluation import (
 )
 from tf_fashion.training.attribute_results import attributes_table, write_attribute_results
 from tf_fashion.training.attribute_scores import PhotoList, PhotoScorer, find_photos
-from tf_fashion.training.attributes import open_data
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.runs import versions
 
@@ -42,6 +46,8 @@ SCORES_FILE = "scores.npz"
 GIVEN = "thresholds of training"
 # So few photos are printed one by one.
 _FEW = 10
+# Labels of a photo that are explained at most.
+_EXPLAINED = 6
 
 
 def decision_rule(
@@ -92,6 +98,8 @@ def predict_attributes(
     batch_size: int = 32,
     formats: Sequence[str] = FORMATS,
     shown: int = 1000,
+    explain: str | None = None,
+    explained: int = 20,
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> str:
@@ -108,13 +116,15 @@ def predict_attributes(
         DataError: pictures that cannot be used (listed in `bad_images.csv`), another kind of model, thresholds of other labels.
     """
     check_formats(formats)
-    for name, value in (("--top", top), ("--report-photos", shown)):
+    for name, value in (("--top", top), ("--report-photos", shown), ("--explain-photos", explained)):
         if value < 0:
             raise UsageError(f"{name}: expected at least 0, found {value}.")
     scorer = PhotoScorer(model, tta, batch_size, progress)
     label_map, exclusive = scorer.model.label_map, scorer.model.exclusive
     chosen = chosen_groups(label_map, groups)
     rule = decision_rule(model, label_map, exclusive, thresholds, threshold)
+    if explain is not None:
+        require_maps(scorer.model)
     found = find_photos(photos, images)
     folder = None if out is None else make_out_folder(out)
     if folder is None:
@@ -153,7 +163,47 @@ def predict_attributes(
             parts.append(counts_table(counts))
         without = f" ({left_out} left out, see bad_images.csv)" if left_out else ""
         parts.append(f"{len(store)} photos{without}. Written into {folder}: {', '.join([*written, SCORES_FILE])}")
+    if explain is not None:
+        said = tagged(store, rule, found.root, groups=chosen, top=1, most=explained)
+        count = explain_photos(scorer.model, said, make_out_folder(explain), progress)
+        rest = f" (the first of {len(store)}; --explain-photos says how many)" if count < len(store) else ""
+        parts.append(f"Where labels were seen: {count} pictures in {explain}{rest}")
     return "\n\n".join(parts)
+
+
+def require_maps(model: AttributeClassifier) -> None:
+    """Raises `UsageError` for a model whose labels cannot be traced back to places of a photo."""
+    if not isinstance(model.image_encoder, ImageEncoder):
+        raise UsageError("--explain needs the feature maps of the image network, and this model's (a SavedModel) shows none.")
+
+
+def explain_photos(model: AttributeClassifier, photos: Iterable[TaggedPhoto], folder: Path, progress: bool = True) -> int:
+    """Draws where in each photo its labels were seen (Grad-CAM), as `ID.png`.
+
+    Args:
+        model: The model.
+        photos: Photos with their tags; of each the given labels are drawn, the likeliest first, or the likeliest label of all where none
+            is given.
+        folder: Where the pictures go.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        How many were drawn.
+    """
+    count = 0
+    for photo in tqdm(photos, desc="explaining", unit="image", disable=not progress):
+        if photo.path is None:
+            continue
+        tags = sorted((tag for tags in photo.tags.values() for tag in tags), key=lambda tag: (not tag.decided, -tag.probability))
+        given = [tag for tag in tags if tag.decided][:_EXPLAINED] or tags[:1]
+        pixels = load_image(photo.path, model.image_encoder.image_spec).numpy()
+        places = np.array([[model.label_map.position(tag.label.id) for tag in given]])
+        maps = grad_cam(model.image_encoder, model.logits_of, pixels[None], places)[0]
+        names = [f"{tag.label.task}: {tag.label.name}" for tag in given]
+        row = SaliencyRow(pixels, names, maps, [tag.probability for tag in given], name=photo.image_id)
+        saliency_sheet(folder / f"{photo.image_id}.png", [row], title="Where labels were seen")
+        count += 1
+    return count
 
 
 _FILES = {"csv": ("attributes.csv", "attributes_long.csv"), "json": ("attributes.json",)}
@@ -252,14 +302,14 @@ def labelled_data(
     """A dataset with the labels of a model; a catalogue's columns are read as the groups of the same names.
 
     Raises:
-        UsageError: as `open_data`.
+        UsageError: as `open_attributes`.
         DataError: its label map is another one.
     """
     options = dict(data_options or {})
     listed = dataset_name == "auto" and Path(data).is_dir() and Imaterialist.matches(Path(data))
     if "label_map" not in options and dataset_name in ("auto", "attribute_catalogue") and not listed:
         options["label_map"] = model.label_map
-    dataset = open_data(data, images, dataset_name, options)
+    dataset = open_attributes(data, images, dataset_name, **(options or {}))
     if dataset.label_map != model.label_map:
         raise DataError(
             f"{data}: its {len(dataset.label_map)} labels ({', '.join(dataset.label_map.tasks)}) are not the "

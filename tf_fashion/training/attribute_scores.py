@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tf_fashion.training.bad_images import refuse_or_report
 TABLES = (".csv", ".tsv")
 # Photos whose bytes are read for their hashes at a time.
 _HASHED = 256
+# So few photos need no progress bar.
+_FEW = 10
 PART_ROWS = 256
 
 
@@ -169,6 +172,11 @@ class PhotoScorer:
         self.fingerprint = scores_fingerprint(self.sha256, tta)
         self.model = load_attributes(model)
 
+    @functools.cached_property
+    def embedder(self) -> AttributeEmbedder:
+        """The model's graphs."""
+        return AttributeEmbedder(self.model, self.batch_size, self.tta)
+
     def store(self, photos: PhotoList, path: str | Path, bad_list: Path, skip_bad_images: bool = False) -> tuple[ScoreStore, int]:
         """Scores of all photos in a file; what is in it already, and what an interrupted run has left, is not computed again.
 
@@ -247,22 +255,16 @@ class PhotoScorer:
         wanted = writer.missing()
         if not wanted:
             return []
-        model = self.model
-        embedder = AttributeEmbedder(model, self.batch_size, self.tta)
-        spec, labels = model.image_encoder.image_spec, len(model.label_map)
+        spec, labels = self.model.image_encoder.image_spec, len(self.model.label_map)
         files = [paths[image_id] for image_id in wanted]
         reasons = {row: reason for row, path in enumerate(files) if (reason := explain_path(path, spec))}
         left = [row for row in range(len(files)) if row not in reasons]
-        with tqdm(
-            total=len(writer.digests),
-            initial=len(writer.digests) - len(wanted),
-            desc="predicting",
-            unit="image",
-            disable=not self.progress,
-        ) as bar:
+        total, known = len(writer.digests), len(writer.digests) - len(wanted)
+        quiet = not self.progress or len(wanted) <= _FEW
+        with tqdm(total=total, initial=known, desc="predicting", unit="image", disable=quiet) as bar:
             done: set[int] = set()
             for rows, images in _readable(files, left, spec, self.batch_size):
-                values = embedder.batch(images)
+                values = self.embedder.batch(images)
                 writer.append([wanted[row] for row in rows], values[:, :labels], values[:, labels:])
                 done.update(rows)
                 bar.update(len(rows))
@@ -285,16 +287,23 @@ def read_notes(store: str | Path) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
+@functools.lru_cache(maxsize=8)
+def _reader(spec: ImageSpec) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Row and picture of a row and a file, traced once."""
+    return tf.function(
+        lambda row, name: (row, load(tf.io.read_file(name), spec)),
+        input_signature=[tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)],
+        autograph=False,
+    )
+
+
 def _readable(files: Sequence[Path], rows: Sequence[int], spec: ImageSpec, batch_size: int) -> Iterator[tuple[list[int], Any]]:
     """Batches of row numbers and pictures `(batch, size, size, 3)` of those files that can be decoded, each decoded once."""
     if not rows:
         return
 
-    def read(row: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return row, load(tf.io.read_file(name), spec)
-
     names = tf.data.Dataset.from_tensor_slices((tf.constant(rows, tf.int64), [os.fspath(files[row]) for row in rows]))
-    pictures = names.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    pictures = names.map(_reader(spec), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
     for numbers, images in pictures.batch(batch_size).prefetch(2):
         yield np.asarray(numbers).tolist(), images
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class AttributeRun(TrainingRun):
     def __init__(self, config: AttributeConfig) -> None:
         super().__init__()
         self.config = config.resolved()
-        self.dataset = open_data(self.config.data, self.config.images, self.config.dataset, self.config.data_options)
+        self.dataset = open_attributes(self.config.data, self.config.images, self.config.dataset, **self.config.data_options)
         self.config = dataclasses.replace(self.config, split=self.config.split or self.dataset.default_split or "none")
         self._check_splits()
         split = str(self.config.split)
@@ -219,18 +218,6 @@ class AttributeRun(TrainingRun):
         path = self.out / "thresholds.json"
         record = {"thresholds": read_json(path)} if self.can_evaluate and path.exists() else {}
         return try_export(self, export_attributes(self.model, self.out / "export" / "1", record))
-
-
-def open_data(data: str, images: str | None, name: str = "auto", options: Mapping[str, Any] | None = None) -> AttributeDataset:
-    """Opens a dataset with the options of the command line.
-
-    Raises:
-        UsageError: an option that the dataset does not have; or as `open_attributes`.
-    """
-    try:
-        return open_attributes(data, images, name, **(options or {}))
-    except TypeError as error:
-        raise UsageError(f"--data-option: {error}. See `tf-fashion train attributes --help`.") from None
 
 
 def train_attributes(config: AttributeConfig) -> dict[str, Any]:

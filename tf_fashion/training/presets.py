@@ -400,11 +400,12 @@ ATTRIBUTE_PRESETS: dict[str, dict[str, Any]] = {
     # Frozen pretrained backbone, features computed once: minutes on a CPU.
     "frozen": {
         **_FROZEN,
+        "descriptors": ("colour", "shape", "colour_layout", "texture"),
+        "feature_dropout": 0.3,
         "hidden": (512,),
         "hidden_dropout": 0.5,
         "batch_size": 128,
         "epochs": 20,
-        "label_smoothing": 0.05,
     },
     # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {**_SCRATCH, "batch_size": 64, "epochs": 8, "flip": True},
