@@ -10,7 +10,7 @@ that product; so a source consumer photo gets positives from the target's shop. 
 | strategy | target photos of a source product |
 |---|---|
 | `unweighted` | all of every cluster with a shop photo of the product; a photo can serve many products |
-| `ws5` | those of clusters where the product has the greatest share of its shop photos; of several such products the one whose prototype is most similar (the published setting) |
+| `ws5` | those of clusters where it has the greatest share of its shop photos, if it is the most similar such product (published) |
 | `ws6` | by `ws5` each target product follows its most similar photo, and the product takes the best target product, whole |
 | `ws7` | without clusters: prototypes of all products, matched one to one in rounds of mutual choice |
 | `ws8` | the matches of `ws7`, combined like `ws6` |
@@ -25,6 +25,7 @@ UDMA: Sharma, Murray, Larlus, Sarfraz, Stiefelhagen, Csurka, "Unsupervised Meta-
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,8 @@ class Domain:
         features = np.asarray(self.features)
         if features.ndim != 2 or features.dtype.kind not in "fiu" or len(features) != len(self.products):
             raise UsageError(
-                f"{self.name}: features must be ({len(self.products)}, dim), one row per product number; got {features.dtype} {features.shape}."
+                f"{self.name}: features must be ({len(self.products)}, dim), one row per product number; "
+                f"got {features.dtype} {features.shape}."
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
@@ -125,15 +127,15 @@ class CategoryAlignment:
         every = (*self.groups, *self.target_only)
         names = [group.name for group in every]
         categories = [number for group in every for number in group.target]
-        for kind, values in (("name", names), ("target category", categories)):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
+        for kind, values in (("name", names), ("target category", [str(number) for number in categories])):
+            twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise UsageError(f"The {kind} {', '.join(twice)} is in two groups of the alignment. Each belongs to one.")
         for group in every:
-            if not group.target or bool(group.source) != (group in self.groups):
-                raise UsageError(
-                    f"The group {group.name!r} of the alignment needs a target category{' and a source category' * (group in self.groups)}."
-                )
+            aligned = group in self.groups
+            if not group.target or bool(group.source) != aligned:
+                rule = "a target and a source category" if aligned else "a target category and no source category"
+                raise UsageError(f"The group {group.name!r} of the alignment needs {rule}.")
 
     @classmethod
     def of(cls, aligned: Mapping[int, Sequence[int]], target_only: Iterable[int] = (), names: Sequence[str] = ()) -> CategoryAlignment:
@@ -200,7 +202,7 @@ class GroupClusters:
         count = self.labels.shape[1]
         if not 0 <= number < count:
             raise UsageError(
-                f"There is no partition {number} of {name or 'these rows'}: FINCH found {count} (0 is the finest). Choose a smaller one."
+                f"There is no partition {number} of {name or 'these rows'}: FINCH found {count}, and 0 is the finest. Take one of them."
             )
         return self.labels[:, number]
 
@@ -375,9 +377,10 @@ class PseudoLabels:
             raise UsageError(f"Pseudo-labels are written to .npz files, not to {path.name!r}.")
         lists = {"consumers": self.consumers, "shops": self.shops, "weak": self.weak}
         arrays = {f"{name}_{part}": getattr(entry, part) for name, entry in lists.items() for part in ("splits", "rows")}
-        head = {"strategy": np.array(self.strategy), "left_out": np.array(self.left_out)}
+        arrays |= {"categories": self.categories, "products": self.products, "weights": self.weights}
+        arrays |= {"strategy": np.array(self.strategy), "left_out": np.array(self.left_out)}
         with replaced_file(path, ".npz") as temporary:
-            np.savez_compressed(temporary, **head, categories=self.categories, products=self.products, weights=self.weights, **arrays)
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
         return path
 
     @classmethod
@@ -392,7 +395,8 @@ class PseudoLabels:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 data = {key: archive[key] for key in archive.files}
             lists = [Lists(data[f"{name}_splits"], data[f"{name}_rows"]) for name in ("consumers", "shops", "weak")]
-            labels = cls(str(data["strategy"]), data["categories"], data["products"], *lists, data["weights"], int(data["left_out"]))
+            numbers = data["categories"], data["products"]
+            labels = cls(str(data["strategy"]), *numbers, lists[0], lists[1], lists[2], data["weights"], int(data["left_out"]))
         except KeyError as error:
             raise DataError(f"{path}: expected pseudo-labels, found no array {error}.") from None
         except Exception as error:
@@ -443,7 +447,7 @@ def cluster_groups(
         UsageError: domains without features or with features of different widths; no group has photos.
     """
     if finch is None:
-        from tf_fashion.clustering.finch import finch
+        finch = importlib.import_module("tf_fashion.clustering.finch").finch
     vectors = _stacked(source_shop, target_shop)
     found: dict[str, GroupClusters] = {}
     for group in (*alignment.groups, *(alignment.target_only if target_only else ())):
@@ -566,8 +570,8 @@ def best_of_products(matches: Matches) -> Matches:
 def product_matches(source_shop: Domain, target_shop: Domain, alignment: CategoryAlignment) -> Matches:
     """The matches of `ws7`: source and target products one to one, by prototypes and in rounds of mutual choice, across categories.
 
-    In a round every target product that is left points to its most similar source product that is left, and each of these takes the most
-    similar of those that point to it. Target products of the alignment's groups take part, and all source products.
+    In a round every target product that is left points to its most similar source product that is left, and each of these takes the
+    most similar of those that point to it. Target products of the alignment's groups take part, and all source products.
 
     Raises:
         UsageError: domains without features.
@@ -632,12 +636,12 @@ def unweighted_rows(
     clusters: Mapping[str, GroupClusters],
     partition: int = 0,
 ) -> dict[int, np.ndarray]:
-    """Source product -> target rows of every cluster that holds one of its shop photos, rising; raises as `cluster_matches`."""
+    """Source product -> target rows of every cluster with one of its shop photos, cluster by cluster; raises as `cluster_matches`."""
     found: dict[int, list[np.ndarray]] = {}
-    for source, target, candidates in _visited(source_consumer, source_shop, alignment, clusters, partition):
+    for _, target, candidates in _visited(source_consumer, source_shop, alignment, clusters, partition):
         for product in candidates.tolist():
             found.setdefault(product, []).append(target - len(source_shop))
-    return {product: np.unique(np.concatenate(rows)) for product, rows in found.items()}
+    return {product: np.concatenate(rows) for product, rows in found.items()}
 
 
 def soft_rows(
@@ -654,8 +658,8 @@ def soft_rows(
     """Source product -> target rows of its clusters, rising, and their weights float32.
 
     With s_p the cosine of a target photo to the prototype of product p in the cluster, and n_p the share of p's shop photos that lie
-    there, the weight of the pair is max(s_p, 0) times the softmax of s_p / temperature + log n_p over the cluster's products. So a photo
-    is divided among the products that it resembles, and a photo that resembles none counts little.
+    there, the weight of the pair is max(s_p, 0) times the softmax of s_p / temperature + log n_p over the cluster's products. So a
+    photo is divided among the products that it resembles, and a photo that resembles none counts little.
 
     Raises:
         UsageError: as `cluster_matches`; a temperature that is not above 0, or a least weight outside 0 to 1.
@@ -722,8 +726,8 @@ def _visited(
     clusters: Mapping[str, GroupClusters],
     partition: int,
 ) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Clusters with photos of both data sets, as rows of [source; target]: the source's, the target's, and the source products that have
-    consumer photos in a category of the group. Clusters without such a product are passed over."""
+    """Clusters with photos of both data sets: rows of [source; target] that are the source's, those that are the target's, and the
+    source products that have consumer photos in a category of the group. Clusters without such a product are passed over."""
     for group in alignment.groups:
         if group.name not in clusters:
             continue
@@ -788,7 +792,7 @@ def _grouped(numbers: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _prototypes(vectors: np.ndarray, rows: np.ndarray, owners: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """float32 (wanted, dim): mean of the vectors of each wanted owner's rows, scaled to length one. `wanted` rises and occurs in `owners`."""
+    """float32 (wanted, dim): mean of the vectors of each wanted owner's rows, scaled to length one; `wanted` rises, each has a row."""
     inside = np.isin(owners, wanted)
     place = np.searchsorted(wanted, owners[inside])
     order = np.argsort(place, kind="stable")

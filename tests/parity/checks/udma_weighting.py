@@ -43,7 +43,7 @@ def weighting(fixture: Fixture) -> None:
 
     products = meta_domains.product_matches(source_shop, target, ALIGNMENT)
     fixture.compare("ws7_csv", table(products), rtol=0, atol=1e-5)
-    partitions = sorted({int(key.split("/")[0].removeprefix("part")) for key in fixture.keys() if key.startswith("part")})
+    partitions = sorted({int(key.split("/")[0].removeprefix("part")) for key in fixture.data if key.startswith("part")})
     for number in partitions:
         part = f"part{number}"
         domains = (source_consumer, source_shop, target, ALIGNMENT)
