@@ -243,23 +243,9 @@ class ImageEncoder(keras.layers.Layer):
         self.build(None)
 
     def _cut(self, network: keras.Model) -> keras.Model:
-        stages = {**stage_layers(network), **BACKBONES.get(self.backbone_name).taps}
-        for alias, stage in {"low": "stage3", "mid": "stage4", "high": "stage5"}.items():
-            if stage in stages:
-                stages.setdefault(alias, stages[stage])
-        names = {layer.name for layer in network.layers}
-        outputs = {}
-        for tap in self.taps:
-            layer = stages.get(tap, tap)
-            if layer not in names:
-                raise UsageError(
-                    f"{self.backbone_name} has no feature tap {tap!r}. Known: {', '.join(stages)}, and the names of its layers."
-                )
-            outputs[tap] = network.get_layer(layer).output
-            if len(outputs[tap].shape) != 4:
-                raise UsageError(f"{self.backbone_name}: the layer {tap!r} gives no feature map.")
+        outputs = {tap: self._map(network, tap) for tap in self.taps}
         if not outputs:
-            outputs = {"stage1": network.get_layer(stages["stage1"]).output}
+            outputs = {"stage1": self._map(network, "stage1")}
         cut = keras.Model(network.input, outputs, name="backbone")
         for layer in cut.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -277,6 +263,34 @@ class ImageEncoder(keras.layers.Layer):
                 if self.batch_norm == "frozen":
                     layer.trainable = False
         return cut
+
+    def _map(self, network: keras.Model, tap: str) -> Any:
+        """The symbolic map of a tap."""
+        names = {layer.name for layer in network.layers}
+        named = {stage: layer for stage, layer in BACKBONES.get(self.backbone_name).taps.items() if layer in names}
+        stages = {**stage_layers(network), **named}
+        for alias, stage in {"low": "stage3", "mid": "stage4", "high": "stage5"}.items():
+            if stage in stages:
+                stages.setdefault(alias, stages[stage])
+        layer = stages.get(tap, tap)
+        if layer not in names:
+            raise UsageError(
+                f"{self.backbone_name} has no feature tap {tap!r}. Known: {', '.join(stages)}, and the names of its layers."
+            )
+        output = network.get_layer(layer).output
+        if len(output.shape) != 4:
+            raise UsageError(f"{self.backbone_name}: the layer {tap!r} gives no feature map.")
+        return output
+
+    def tapped_network(self, tap: str) -> keras.Model:
+        """The backbone, from scaled pixels to the maps of all taps and of a further one that lies before or among them.
+
+        Raises:
+            UsageError: there is no such map.
+        """
+        if tap in self.taps:
+            return self.network
+        return keras.Model(self.network.input, {**self.network.output, tap: self._map(self.network, tap)})
 
     def build(self, input_shape: Any) -> None:
         for gem, channels in zip(self._gems, self.channels.values(), strict=False):

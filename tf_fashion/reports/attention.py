@@ -44,19 +44,28 @@ class WordMaps:
         return [float(mean / max(means.max(), 1e-12)) for mean in means]
 
 
-def overlay(photo: str | Path, values: np.ndarray, largest: float, side: int) -> Image.Image | None:
+def square_picture(photo: str | Path | np.ndarray, side: int) -> Image.Image | None:
+    """A photo squeezed to a square, or pixels `(height, width, 3)` in 0..255; None where there is no such photo."""
+    if isinstance(photo, np.ndarray):
+        picture: Image.Image | None = Image.fromarray(np.clip(np.rint(photo), 0, 255).astype(np.uint8))
+    else:
+        picture = open_picture(photo, 2 * side)
+    return None if picture is None else picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def overlay(photo: str | Path | np.ndarray, values: np.ndarray, largest: float, side: int) -> Image.Image | None:
     """A photo with a map laid over it, bilinearly enlarged; None where the photo cannot be shown.
 
     Args:
-        photo: The photo; it is squeezed to a square as the map's network saw it.
+        photo: The photo, which is squeezed to a square as the map's network saw it; or pixels (see `square_picture`).
         values: Map `(height, width)`.
         largest: The value that is drawn opaque red.
         side: Side in pixels.
     """
-    picture = open_picture(photo, 2 * side)
+    picture = square_picture(photo, side)
     if picture is None:
         return None
-    base = np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS), np.float64)
+    base = np.asarray(picture, np.float64)
     scaled = Image.fromarray(np.clip(values / max(largest, 1e-12), 0, 1).astype(np.float32)).resize(
         (side, side), Image.Resampling.BILINEAR
     )
