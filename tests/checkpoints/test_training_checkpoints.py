@@ -15,9 +15,14 @@ import pytest
 from tests.checkpoints.test_torch_files import HOSTILE
 from tests.checkpoints.test_torch_weights import made_up, tiny
 from tests.checkpoints.torch_writer import Call, Global, Persistent, Raw, Storages, write_legacy, write_zip
+from tf_fashion.checkpoints.imaterialist import load_imaterialist
 from tf_fashion.checkpoints.torch_files import Foreign, flatten, read_onnx, read_torch, read_weights
 from tf_fashion.checkpoints.torch_weights import fill, load_torchvision, read_torchvision_classifier, trunk_slots
+from tf_fashion.cli import main
 from tf_fashion.core.errors import DataError, WeightsError
+from tf_fashion.datasets.labels import LabelMap
+from tf_fashion.encoders.torch_resnet import torch_resnet
+from tf_fashion.inputs.images import scale_pixels
 
 CHANNELS = 2048
 
@@ -200,3 +205,30 @@ def test_numbers_of_an_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(DataError, match="wrong cannot be read"):
         read_onnx(tmp_path / "a.onnx")
+
+
+def test_the_published_predictor_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = LabelMap.of_tasks({"color": ["red", "blue", "green"], "style": ["wide", "long"]})
+    network = torch_resnet("resnet18", 64, 64)
+    random = np.random.default_rng(3)
+    values = {f"predictor.{name}": value for name, value in made_up(trunk_slots(network)).items()}
+    for name, value in values.items():
+        spread = (2.0 / np.prod(value.shape[1:])) ** 0.5 if value.ndim == 4 else 0.1
+        drawn = spread * random.normal(size=value.shape)
+        values[name] = (drawn if value.ndim == 4 or name.endswith(("bias", "mean")) else 1.0 + drawn).astype("f4")
+    values |= {"predictor.fc.weight": random.normal(size=(5, 512)).astype("f4"), "predictor.fc.bias": np.arange(5, dtype="f4")}
+    path = checkpoint(tmp_path / "epoch=03.ckpt", values)
+    model, report = load_imaterialist(path, labels, backbone="torch_resnet18", image_size=64)
+    assert not report.missing and model.exclusive == () and model.image_encoder.scaling == "imaterialist"
+    np.testing.assert_array_equal(model.head.kernel, values["predictor.fc.weight"].T)
+    load_torchvision(network, path)
+    images = random.uniform(0, 255, (2, 64, 64, 3)).astype("f4")
+    maps = network(scale_pixels(images, "imaterialist"), training=False)
+    top = maps[-1] if isinstance(maps, (list, tuple)) else maps["stage5"] if isinstance(maps, dict) else maps
+    expected = np.asarray(top).mean((1, 2)) @ values["predictor.fc.weight"].T + values["predictor.fc.bias"]
+    np.testing.assert_allclose(model({"image": images}), expected, rtol=1e-3, atol=1e-3)
+
+    with pytest.raises(WeightsError, match="expected a classifier of 228 labels, .* found 5"):
+        load_imaterialist(path, backbone="torch_resnet18")
+    assert main(["weights", "convert", str(path), "--to", "imaterialist", "--out", str(tmp_path / "predictor.h5")]) == 2
+    assert "ends in .keras" in capsys.readouterr().err

@@ -77,12 +77,19 @@ def add_weights(verbs: Any) -> None:
         "nothing in the file is executed) into a Keras weights file and reports every variable: used, left aside and why, missing.\n"
         "`tf-fashion weights list` says where checkpoints are published; unpack TF-slim's archives first.\n\n"
         "  tf-fashion weights convert resnet50-0676ba61.pth --to torch_resnet50 --out torch_resnet50.weights.h5\n"
+        "  tf-fashion weights convert AttrPredModel.ckpt --to imaterialist --out predictor.keras\n"
         "  tf-fashion weights convert mobilenet_v1_1.0_224.ckpt --to slim_mobilenet_v1 --out slim_mobilenet_v1.weights.h5\n"
         "  tf-fashion train composed --backbone slim_mobilenet_v1 --weights slim_mobilenet_v1.weights.h5 --data DIR --out DIR",
     )
     convert.add_argument("source", metavar="SRC", help="the file; of TF-slim's: what precedes .index and .data-00000-of-00001")
-    convert.add_argument("--to", required=True, metavar="NAME", help="network of the checkpoint: `weights list` shows them")
+    convert.add_argument(
+        "--to",
+        required=True,
+        metavar="NAME",
+        help="network of the checkpoint: `weights list` shows them; imaterialist: the published attribute predictor, whole",
+    )
     convert.add_argument("--out", required=True, metavar="FILE", help="file to write, ending in .weights.h5; an older one is replaced")
+    convert.add_argument("--label-map", metavar="CSV", help="imaterialist: its labels (default: the competition's 228)")
     convert.add_argument("--ema", action="store_true", help="take the moving averages of the weights, where the checkpoint has them")
     convert.add_argument("--all", dest="everything", action="store_true", help="print every name, not only the first of each kind")
     convert.set_defaults(run=_weights_convert)
@@ -137,11 +144,18 @@ def _data_prepare(args: argparse.Namespace) -> int:
 def _weights_convert(args: argparse.Namespace) -> int:
     import_tensorflow_quietly()
     from tf_fashion.checkpoints import convert_weights
+    from tf_fashion.checkpoints.imaterialist import IMATERIALIST, convert_imaterialist
 
-    report = convert_weights(args.source, args.to, args.out, args.ema)
+    if args.to == IMATERIALIST:
+        if args.ema:
+            raise UsageError("--ema: checkpoints of PyTorch hold no moving averages beside the weights. Leave it out.")
+        report = convert_imaterialist(args.source, args.out, args.label_map)
+        use = f"predict attributes PHOTOS --model {args.out}"
+    else:
+        report = convert_weights(args.source, args.to, args.out, args.ema)
+        use = f"{'train dual --clip SIZES.json' if args.to == 'clip' else f'--backbone {args.to}'} --weights {args.out}"
     print(report.format(limit=None if args.everything else 8))
-    use = "train dual --clip SIZES.json" if args.to == "clip" else f"--backbone {args.to}"
-    print(f"The weights are in {args.out}. Use them with: {use} --weights {args.out}")
+    print(f"The weights are in {args.out}. Use them with: {use}")
     return 0
 
 
