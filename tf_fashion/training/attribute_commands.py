@@ -182,8 +182,8 @@ def explain_photos(model: AttributeClassifier, photos: Iterable[TaggedPhoto], fo
 
     Args:
         model: The model.
-        photos: Photos with their tags; of each the given labels are drawn, the likeliest first, or the likeliest label of all where none
-            is given.
+        photos: Photos with their tags; of each the given labels are drawn, the likeliest first, or where none is given the likeliest
+            of all.
         folder: Where the pictures go.
         progress: Whether to show a progress bar.
 
