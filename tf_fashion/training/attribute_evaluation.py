@@ -14,7 +14,7 @@ from tf_fashion.core.errors import DataError
 from tf_fashion.datasets.attributes import AttributeDataset
 from tf_fashion.models.attributes import AttributeClassifier
 from tf_fashion.retrieval.class_protocol import ClassProtocol
-from tf_fashion.retrieval.matching import evaluate_matching
+from tf_fashion.retrieval.matching import MatchMetric, evaluate_matching
 from tf_fashion.retrieval.score_store import ScoreStore
 from tf_fashion.tagging.calibration import reliability
 from tf_fashion.tagging.metrics import (
@@ -212,9 +212,15 @@ def matching_quality(evaluation: AttributeEvaluation, protocol: AttributeProtoco
         exclusive=model.exclusive,
     )
     wanted = ClassProtocol(dataset=protocol.dataset, split=protocol.split, task=task)
+    metrics = {name: MatchMetric(name) for name in MATCHED_BY}
+    # The scores of the group alone: what a classifier of it would be compared with.
+    alone = {name: 0.0 for name in label_map.groups if name != task}
+    metrics |= {f"{name}, {task} alone": MatchMetric(name, group_weights=alone) for name in ("cosine", "euclidean_prob")}
     try:
-        found = evaluate_matching(store, evaluation.targets, MATCHED_BY, wanted)
+        found = evaluate_matching(store, evaluation.targets, list(metrics.values()), wanted)
     except DataError:
         # No two photos share a label.
         return {}
-    return dict(zip(MATCHED_BY, found, strict=True))
+    for name, result in zip(metrics, found, strict=True):
+        result["run"]["name"] = name
+    return dict(zip(metrics, found, strict=True))
