@@ -112,3 +112,10 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     path.write_bytes(b"no network")
     with pytest.raises(DataError, match="damaged or no ONNX"):
         OnnxModel(path)
+
+
+def test_mixed_precision_is_refused(tmp_path: Path) -> None:
+    dense = keras.layers.Dense(2, dtype="mixed_bfloat16")
+    with pytest.raises(DataError, match="would not run .* Models of mixed precision"):
+        export_onnx(lambda x: dense(tf.reduce_mean(x, axis=(1, 2))), tmp_path / "m.onnx", SIDE)
+    assert not list(tmp_path.iterdir())
