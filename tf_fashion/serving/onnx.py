@@ -291,7 +291,8 @@ def _compare(content: bytes, run: Any, images: np.ndarray, tolerance: float) -> 
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"The ONNX file would not run ({reason[:200]}). Models of mixed precision are not exported: build one of float32 with the same weights."
+            f"The ONNX file would not run ({reason[:200]}). Models of mixed precision are not exported: build one of float32 with "
+            "the same weights."
         ) from None
     for name, apart in largest.items():
         if apart > tolerance * scale[name]:
