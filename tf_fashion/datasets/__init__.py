@@ -32,6 +32,7 @@ from tf_fashion.datasets.records import (
     existing_folder,
 )
 from tf_fashion.datasets.shoes import Shoes
+from tf_fashion.datasets.street_to_shop import PhotoDomain, StreetToShop, open_street_to_shop
 
 __all__ = [
     "DATASETS",
@@ -53,9 +54,11 @@ __all__ = [
     "Item",
     "Label",
     "LabelMap",
+    "PhotoDomain",
     "Problem",
     "ReducedDataset",
     "Shoes",
+    "StreetToShop",
     "TextCatalogue",
     "TextQuery",
     "Triplet",
@@ -64,6 +67,7 @@ __all__ = [
     "open_composed",
     "open_dataset",
     "open_image_text",
+    "open_street_to_shop",
 ]
 
 
