@@ -19,6 +19,7 @@ from tf_fashion.datasets.attributes import open_attributes
 from tf_fashion.datasets.labels import LabelMap
 from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.encoders.text import TEXT_ENCODERS
+from tf_fashion.inputs.feature_cache import FeatureCache
 from tf_fashion.inputs.images import load_image
 from tf_fashion.inputs.text import WordTokenizer
 from tf_fashion.models import AttributeClassifier, DualEncoder, load_attributes
@@ -75,8 +76,12 @@ def tags(place):
 
 
 @functools.cache
-def loaded(path):
+def _loaded(path):
     return load_attributes(path)
+
+
+def loaded(path):
+    return _loaded(str(path))
 
 
 @functools.cache
@@ -516,6 +521,12 @@ def test_evaluation_of_a_catalogue(place, tmp_path, capsys):
     assert metrics["run"]["model"]["file"] == "model.keras" and metrics["run"]["config"]["folds"] == 3
     assert (tmp_path / "report/report.html").exists() and (tmp_path / "report/labels.csv").exists()
     assert "cross-fitted" in capsys.readouterr().out
+    # Features that a training run has cached are used, and new ones are added.
+    cache = FeatureCache.of(loaded(place / "model/model.keras").image_encoder)
+    assert run(*command, "--out", tmp_path / "again.json", "--folds", 3, "--quiet") == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["rules"]["at 0.5"]["mAP"] == pytest.approx(metrics["rules"]["at 0.5"]["mAP"], abs=1e-3)
+    assert sum(map(len, FeatureCache.of(loaded(place / "model/model.keras").image_encoder).shards)) == 6 and not cache.shards
 
 
 def test_thresholds_of_training_are_measured_too(place, tmp_path, capsys):

@@ -227,7 +227,7 @@ def add_predict(predict: Any) -> None:
     add("--model", required=True, metavar="FILE", help="model.keras of `train attributes`")
     add("--images", metavar="DIR", help="folder of the pictures of a CSV file, if they are not beside it")
     add("--out", metavar="DIR", help="folder for the files")
-    add("--format", dest="formats", type=names, default=("csv", "json", "html"), metavar="A,B", help="which of csv, json, html")
+    add("--format", dest="formats", type=names, metavar="A,B", help="which files: csv, json, html (default: all)")
     add("--groups", type=names, metavar="A,B", help="only these groups of labels (default: all)")
     add("--top", type=int, default=0, metavar="K", help="tell the K best labels of each group, also those that are not likely enough")
     _add_decisions(add)
@@ -255,7 +255,7 @@ def add_match(verbs: Any) -> None:
     )
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTOS", help="photos to look for: files and folders")
-    add("--ids", type=names, default=(), metavar="A,B", help="in place of photos: pictures of the catalogue")
+    add("--ids", type=names, metavar="A,B", help="in place of photos: pictures of the catalogue")
     add("--model", metavar="FILE", help="model.keras of `train attributes` (not needed with --ids and --store)")
     group = parser.add_argument_group("catalogue")
     add = group.add_argument
@@ -265,11 +265,10 @@ def add_match(verbs: Any) -> None:
     add(
         "--only",
         action="append",
-        default=[],
         metavar="GROUP=LABEL",
         help="find only pictures with this label, or one of A,B; repeatable",
     )
-    add("--not", dest="without", action="append", default=[], metavar="GROUP=LABEL", help="no pictures with this label; repeatable")
+    add("--not", dest="without", action="append", metavar="GROUP=LABEL", help="no pictures with this label; repeatable")
     add("--catalogue", metavar="CSV", help="its columns count in --only and --not before what the model says")
     add("--separator", default="|", help="between several values in a cell of that file")
     _add_decisions(add)
@@ -282,7 +281,6 @@ def add_match(verbs: Any) -> None:
         "--group-weight",
         dest="group_weights",
         action=Option,
-        default={},
         metavar="GROUP=N",
         help="count a group N times (color=2), or not at all (color=0); repeatable",
     )

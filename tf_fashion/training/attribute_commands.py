@@ -96,7 +96,7 @@ def predict_attributes(
     threshold: float | None = None,
     tta: str = "none",
     batch_size: int = 32,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] | None = None,
     shown: int = 1000,
     explain: str | None = None,
     explained: int = 20,
@@ -115,6 +115,7 @@ def predict_attributes(
         UsageError: an option that cannot be used, no such file, an unknown group.
         DataError: pictures that cannot be used (listed in `bad_images.csv`), another kind of model, thresholds of other labels.
     """
+    formats = FORMATS if formats is None else formats
     check_formats(formats)
     for name, value in (("--top", top), ("--report-photos", shown), ("--explain-photos", explained)):
         if value < 0:

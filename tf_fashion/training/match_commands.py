@@ -35,13 +35,13 @@ def match_photos(
     model: str | None = None,
     gallery: str | None = None,
     store: str | None = None,
-    ids: Sequence[str] = (),
+    ids: Sequence[str] | None = None,
     by: str = "attributes",
     metric: str | None = None,
     weight: float | None = None,
     group_weights: Mapping[str, Any] | None = None,
-    only: Sequence[str] = (),
-    without: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
     catalogue: str | None = None,
     separator: str = SEPARATOR,
     top: int = 4,
@@ -96,7 +96,7 @@ def match_photos(
             reference, _ = scorer.store(shelf, store, bad_list, skip_bad_images)
     rule = decision_rule(model, reference.label_map, reference.exclusive, thresholds, threshold)
     decided = decisions_of(reference, rule)
-    mask, told = _filtered(reference, decided, only, without, catalogue, separator)
+    mask, told = _filtered(reference, decided, only or (), without or (), catalogue, separator)
     if ids:
         queries = reference.take(reference.rows(ids))
         query_paths = {entry: _picture(reference, root, entry) for entry in ids}
