@@ -20,7 +20,7 @@ HUB = ["tensorflow-hub>=0.16.1"]
 WEIGHTS = ["safetensors>=0.4"]
 CLIP = ["keras-hub>=0.32,<0.33", "ftfy>=6.3,<6.4", "regex>=2024.5", *WEIGHTS]
 CONCEPTS = ["textblob>=0.20,<1"]
-ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16.1"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.17"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 DEV = [
     "pytest>=8",

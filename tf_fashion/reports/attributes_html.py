@@ -72,7 +72,7 @@ def write_attribute_report(
         protocol=metrics["protocol"]["description"],
         fingerprint=metrics["protocol"]["fingerprint"],
         columns=6,
-        overall=_table(overall_rows(rules, metrics["protocol"]["exclusive"])),
+        overall=_table(overall_rows(rules)),
         tasks=_table(task_rows(rules[last])),
         labels=_table(label_rows(rules[last], only_present=True)),
         rule=last,

@@ -56,7 +56,7 @@ def attributes_table(metrics: Mapping[str, Any]) -> str:
     """The numbers of one result for a terminal: both rules of decision, all groups, quality of matching, protocol."""
     protocol = metrics["protocol"]
     parts = [
-        overall_table(metrics["rules"], digits=1, accuracy_of=protocol["exclusive"]),
+        overall_table(metrics["rules"], digits=1),
         task_table(metrics["rules"][FITTED], note=f"Percent, {FITTED}."),
     ]
     if metrics["matching"]:
