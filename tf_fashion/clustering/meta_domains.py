@@ -25,8 +25,7 @@ UDMA: Sharma, Murray, Larlus, Sarfraz, Stiefelhagen, Csurka, "Unsupervised Meta-
 from __future__ import annotations
 
 import csv
-import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -431,7 +430,6 @@ def cluster_groups(
     alignment: CategoryAlignment,
     *,
     target_only: bool = False,
-    finch: Callable[..., Any] | None = None,
     **options: Any,
 ) -> dict[str, GroupClusters]:
     """Clusters the shop photos of both data sets, group by group, with FINCH (cosine).
@@ -440,14 +438,14 @@ def cluster_groups(
         source_shop, target_shop: With features.
         alignment: The groups; those without any target photo are left out.
         target_only: Whether to cluster the target's own groups as well.
-        finch: A function like `tf_fashion.clustering.finch.finch`, which is the default.
-        **options: Passed on to it.
+        **options: Passed on to `tf_fashion.clustering.finch.finch`.
 
     Raises:
         UsageError: domains without features or with features of different widths; no group has photos.
     """
-    if finch is None:
-        finch = importlib.import_module("tf_fashion.clustering.finch").finch
+    # FINCH needs SciPy, the rest of this module does not.
+    from tf_fashion.clustering.finch import finch
+
     vectors = _stacked(source_shop, target_shop)
     found: dict[str, GroupClusters] = {}
     for group in (*alignment.groups, *(alignment.target_only if target_only else ())):

@@ -72,6 +72,8 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         yield kind, data[at : at + size]
         # Compressed elements are not filled up.
         at += size if kind == _COMPRESSED else -(-size // 8) * 8
+    if at < len(data):
+        raise ValueError(f"a tag of {len(data) - at} bytes")
 
 
 def _matrices(data: bytes, order: str) -> Iterator[tuple[str, np.ndarray | None]]:

@@ -100,7 +100,7 @@ _PAIR_JSON = "df_train/train_dataset_street2shop.json"
 class StreetToShop:
     """The lists of a folder. A list is read when it is first asked for.
 
-    Photos are looked for in `images`, or without it in `root`, `root/images` and the folder above `root`; there by the path of the list,
+    Photos are looked for in `images`, or without it in `root`, `root/images` and the folder above `root`; by the path of the list,
     but parts that show the product come first where they are: `{category}/rtr/{category}_{product}_rtr_{photo}.jpg` (of Street2Shop's
     detector), `cropped_img/{path}` (DeepFashion's boxes), `img/{path}`.
 

@@ -609,7 +609,12 @@ def _gallery_facts(gallery: np.ndarray, cosine: bool) -> _GalleryFacts:
     squares = np.empty(len(gallery))
     step = max(1, 2**22 // max(gallery.shape[1], 1))
     for start in range(0, len(gallery), step):
-        squares[start : start + step] = np.square(np.asarray(gallery[start : start + step]), dtype=np.float64).sum(axis=1)
+        rows: Any = np.asarray(gallery[start : start + step])
+        rows = rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+        squares[start : start + step] = np.einsum("ij,ij->i", rows, rows)
+    # Single precision overflows where double does not.
+    for row in np.flatnonzero(~np.isfinite(squares)):
+        squares[row] = np.square(gallery[row], dtype=np.float64).sum()
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
         raise DataError(_not_finite("gallery", bad))

@@ -22,6 +22,7 @@ def weighting(fixture: Fixture) -> None:
     first, last = len(source_shop), int(source_shop.products.max())
     fixture.compare("freq_pids", 1 / np.bincount(source_shop.products), rtol=1e-15, atol=0)
     clusters = {}
+    found = meta_domains.cluster_groups(source_shop, target, ALIGNMENT, target_only=True, pruning="udma")
     for kind, groups in (("FW", ALIGNMENT.groups), ("W", ALIGNMENT.target_only)):
         for group in groups:
             key = f"{kind}/{group.target[0] + TARGET_OFFSET}"
@@ -29,9 +30,8 @@ def weighting(fixture: Fixture) -> None:
                 entry = GroupClusters(fixture.input(f"{key}/idx").astype(np.int64), fixture.input(f"{key}/labels"))
                 clusters[group.name] = entry
                 fixture.exact(f"{key}/num_clust", entry.labels.max(axis=0) + 1)
-                rows = [np.flatnonzero(source_shop.categories == number) for number in group.source]
-                rows += [np.flatnonzero(target.categories == number) + first for number in group.target]
-                fixture.exact(f"{key}/idx", np.concatenate(rows), note="rows of the group")
+                fixture.exact(f"{key}/idx", found[group.name].rows, note="rows of the group")
+                fixture.exact(f"{key}/labels", found[group.name].labels, note="FINCH")
 
     def table(matches: Matches) -> np.ndarray:
         columns = [matches.target_products + last, matches.source_products, matches.similarity]
