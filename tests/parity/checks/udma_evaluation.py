@@ -20,6 +20,9 @@ CATEGORIES = ("belts", "bags", "dresses", "eyewear", "footwear", "hats", "leggin
 
 @checks(r"evaluation\.npz")
 def evaluation(fixture: Fixture) -> None:
+    # VAL's recording has this name, too.
+    if not any(key.endswith("/query_feats") for key in fixture.data):
+        return
     blocks = sorted({key.split("/")[0] for key in fixture.data})
     for block in blocks:
         if block.startswith("df"):

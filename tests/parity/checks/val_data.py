@@ -217,6 +217,9 @@ def _glove(fixture: Fixture) -> None:
 
 @checks(r"evaluation\.npz")
 def evaluation(fixture: Fixture) -> None:
+    # UDMA's recording has this name, too.
+    if not any(key.endswith("/groundtruth_mask") for key in fixture.data):
+        return
     for tag in dict.fromkeys(key.split("/")[0] for key in fixture.data):
         query, gallery, source, truth = (
             fixture.input(f"{tag}/{key}") for key in ("query_features", "gallery_features", "source_index", "groundtruth_mask")
