@@ -288,7 +288,8 @@ class Points(Rows):
             raise MissingExtraError("faiss-cpu", "faiss", "Approximate neighbours") from None
         space = _Centred(self, kinds)
         points = space.single()
-        lists = int(4 * np.sqrt(len(points)))
+        # FAISS asks for at least 39 points a list.
+        lists = max(1, min(int(4 * np.sqrt(len(points))), len(points) // 40))
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], lists)
         index.cp.max_points_per_centroid = 64
         index.train(points)
@@ -338,22 +339,20 @@ def _tiles(count: int) -> list[np.ndarray]:
 
 def _bounds(space: _Centred, tiles: list[np.ndarray], pool: ThreadPoolExecutor, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """What the squared distance of every point from the nearest other one in each tile is at least and at most: (tiles, n) float32."""
-    single = space.single()
-    count, width = single.shape
+    count, width = len(space.kinds), space.points.width
     squares = space.squares.astype(np.float32)[:, None]
-    ones = np.ones_like(squares)
-    # The product of a row of one with a row of the other is |a|^2 + |b|^2 - 2ab.
-    left = np.concatenate([single, squares, ones], axis=1)
-    right = np.concatenate([single * np.float32(-2.0), ones, squares], axis=1)
+    points = np.concatenate([space.single(), squares, np.ones_like(squares)], axis=1)
     least = np.empty((len(tiles), count), np.float32)
 
     def look(number: int) -> None:
         rows = slice(tiles[number][0], tiles[number][-1] + 1)
+        # The product of (-2a, 1, |a|^2) with (b, |b|^2, 1) is the squared distance.
+        left = np.concatenate([points[rows, :width] * np.float32(-2.0), points[rows, :-3:-1]], axis=1)
         space_for_products = np.empty((len(tiles[number]),) * 2, np.float32)
         for other in range(number, len(tiles)):
             columns = slice(tiles[other][0], tiles[other][-1] + 1)
             products = space_for_products[:, : len(tiles[other])]
-            np.matmul(left[rows], right[columns].T, out=products)
+            np.matmul(left, points[columns].T, out=products)
             if other == number:
                 np.fill_diagonal(products, np.inf)
             else:
