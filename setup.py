@@ -12,7 +12,6 @@ TUNE = [
     "keras-tuner>=1.4.8,<2",
     "tensorboard>=2.20",
     "scikit-learn>=1.5",
-    "scipy>=1.13",
     "filelock>=3.13",
     "threadpoolctl>=3.2",
 ]
@@ -53,6 +52,7 @@ setup(
         "pillow>=10.3",
         "h5py>=3.11",
         "requests>=2.31",
+        "scipy>=1.13",
         "tqdm>=4.66",
         "matplotlib>=3.8",
         "jinja2>=3.1",

@@ -16,7 +16,7 @@ import numpy as np
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import hash_json
 from tf_fashion.core.registry import Registry
-from tf_fashion.retrieval import class_protocol, dual_protocol
+from tf_fashion.retrieval import class_protocol, dual_protocol, multi_positive
 from tf_fashion.retrieval.metrics import recall_at_k
 from tf_fashion.retrieval.ranks import RankCounts, Tie
 
@@ -148,7 +148,7 @@ class Protocol:
         return [join_captions(order, self.join) for order in orders]
 
 
-AnyProtocol = Protocol | dual_protocol.DualProtocol | class_protocol.ClassProtocol
+AnyProtocol = Protocol | dual_protocol.DualProtocol | class_protocol.ClassProtocol | multi_positive.StreetProtocol
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 """Published protocols: FashionIQ's validation protocols, and those of Shoes and Fashion200k.
@@ -195,11 +195,13 @@ def get_protocol(name: str | Protocol, **changes: Any) -> Protocol:
 
 
 def read_protocol(config: Mapping[str, Any]) -> AnyProtocol:
-    """The protocol that a result names: of composed, image-text or class retrieval; raises as `from_config`."""
-    for name, kind in ((dual_protocol.KIND, dual_protocol.DualProtocol), (class_protocol.KIND, class_protocol.ClassProtocol)):
-        if config.get("kind") == name:
-            return kind.from_config(config)
-    return Protocol.from_config(config)
+    """The protocol that a result names, of any kind of retrieval; raises as `from_config`."""
+    kinds: dict[str, type[AnyProtocol]] = {
+        dual_protocol.KIND: dual_protocol.DualProtocol,
+        class_protocol.KIND: class_protocol.ClassProtocol,
+        multi_positive.KIND: multi_positive.StreetProtocol,
+    }
+    return kinds.get(str(config.get("kind")), Protocol).from_config(config)
 
 
 def gallery_for(protocol: Protocol, gallery_ids: Sequence[str], triplets: Iterable[Any]) -> list[str]:

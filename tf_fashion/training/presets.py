@@ -402,10 +402,11 @@ ATTRIBUTE_PRESETS: dict[str, dict[str, Any]] = {
         **_FROZEN,
         "descriptors": ("colour", "shape", "colour_layout", "texture"),
         "feature_dropout": 0.3,
-        "hidden": (512,),
+        "hidden": (1024,),
         "hidden_dropout": 0.5,
         "batch_size": 128,
-        "epochs": 20,
+        "epochs": 16,
+        "learning_rate": 2e-3,
     },
     # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
     "scratch": {**_SCRATCH, "batch_size": 64, "epochs": 8, "flip": True},
