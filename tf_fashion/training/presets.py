@@ -401,11 +401,11 @@ ATTRIBUTE_PRESETS: dict[str, dict[str, Any]] = {
     "frozen": {
         **_FROZEN,
         "descriptors": ("colour", "shape", "colour_layout", "texture"),
-        "feature_dropout": 0.3,
+        "feature_dropout": 0.2,
         "hidden": (1024,),
-        "hidden_dropout": 0.5,
+        "hidden_dropout": 0.6,
         "batch_size": 128,
-        "epochs": 16,
+        "epochs": 20,
         "learning_rate": 2e-3,
     },
     # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
