@@ -85,7 +85,12 @@ def add_backbone(group: Any) -> None:
     add("--interpolation", help="bilinear (default), bicubic, nearest, or bilinear_tf1 as TensorFlow 1 resized")
     add("--taps", type=names, metavar="A,B", help="feature maps that are used: stage1 (fine) ... stage5 (deep), or low, mid, high")
     add("--pooling", help="avg, max, gem or avg_max")
-    add("--descriptors", type=names, metavar="A,B", help="weight-free descriptors beside the backbone: colour, shape, colour_layout, texture ('' for none)")
+    add(
+        "--descriptors",
+        type=names,
+        metavar="A,B",
+        help="weight-free descriptors beside the backbone: colour, shape, colour_layout, texture ('' for none)",
+    )
 
 
 def add_optimizer(group: Any) -> None:
