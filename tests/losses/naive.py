@@ -210,3 +210,29 @@ def bidirectional_matching(labels, query, target, margin=0.2, semi_hard="row", d
             if distances:
                 total += max(own[i] - min(distances.values()) + margin, 0.0) / n
     return total
+
+
+def mined_triplet(labels, query, target, margin=0.3, epsilon=None, average_all=False):
+    """Batch-hard triplets, or with `epsilon` all triplets of the pairs that the multi-similarity miner keeps."""
+    x = np.concatenate([query, target]).astype(np.float64)
+    labels = np.concatenate([labels, labels])
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    losses = []
+    for i in range(len(x)):
+        positives = [j for j in range(len(x)) if labels[j] == labels[i] and j != i]
+        negatives = [j for j in range(len(x)) if labels[j] != labels[i]]
+        if not positives or not negatives:
+            continue
+        if epsilon is None:
+            positives = [max(positives, key=lambda j, i=i: np.linalg.norm(x[i] - x[j]))]
+            negatives = [min(negatives, key=lambda j, i=i: np.linalg.norm(x[i] - x[j]))]
+        else:
+            least, most = min(x[i] @ x[j] for j in positives), max(x[i] @ x[j] for j in negatives)
+            positives = [j for j in positives if x[i] @ x[j] - epsilon < most]
+            negatives = [j for j in negatives if x[i] @ x[j] + epsilon > least]
+        for j in positives:
+            for k in negatives:
+                near, far = (np.linalg.norm(x[i] - x[other] + 1e-6) for other in (j, k))
+                losses.append(max(0.0, near - far + margin))
+    counted = len(losses) if average_all else sum(value > 0 for value in losses)
+    return sum(losses) / counted if counted else 0.0

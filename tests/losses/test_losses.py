@@ -41,6 +41,8 @@ CASES = [
     ("batch_hard_triplet", {}, naive.batch_hard_triplet),
     ("batch_hard_triplet", {"squared": False, "margin": 0.2}, partial(naive.batch_hard_triplet, metric="l2", margin=0.2)),
     ("batch_hard_triplet", {"p": 1, "soft": True}, partial(naive.batch_hard_triplet, metric="l1", soft=True)),
+    ("mined_triplet", {}, naive.mined_triplet),
+    ("mined_triplet", {"miner": "multi_similarity", "average": "all"}, partial(naive.mined_triplet, epsilon=0.1, average_all=True)),
     ("soft_triplet", {}, naive.soft_triplet),
     ("triplet_semihard", {}, naive.triplet_semihard),
     ("triplet_semihard", {"distance": "squared_l2", "margin": 0.3}, partial(naive.triplet_semihard, metric="squared_l2", margin=0.3)),
