@@ -1,4 +1,4 @@
-"""Small reusable Keras layers: normalisation, pooling of maps and of word sequences, projection, attention, graphs."""
+"""Small reusable Keras layers: normalisation, pooling of maps and of word sequences, projection, attention, graphs, whitening."""
 
 from tf_fashion.layers.graph import Adjacency, GraphConvolution
 from tf_fashion.layers.label_correlation import LabelCorrelation, label_probabilities
@@ -6,9 +6,11 @@ from tf_fashion.layers.normalization import L2Normalize, ScaledL2Norm, batch_nor
 from tf_fashion.layers.pooling import GeM, SequencePooling, pool_sequence, reverse_sequence
 from tf_fashion.layers.projection import PROJECTIONS, ProjectionHead
 from tf_fashion.layers.visiolinguistic import VisiolinguisticAttention
+from tf_fashion.layers.whitening import SCALE_POOLINGS, Whitening, pool_scales
 
 __all__ = [
     "PROJECTIONS",
+    "SCALE_POOLINGS",
     "Adjacency",
     "GeM",
     "GraphConvolution",
@@ -18,9 +20,11 @@ __all__ = [
     "ScaledL2Norm",
     "SequencePooling",
     "VisiolinguisticAttention",
+    "Whitening",
     "batch_norm",
     "l2_normalize",
     "label_probabilities",
+    "pool_scales",
     "pool_sequence",
     "reverse_sequence",
 ]
