@@ -9,6 +9,9 @@ A checkpoint of a training (Lightning's `.ckpt`) holds the objects of the progra
 states of optimizers. In a dictionary with the entry `state_dict`, and in nothing else, the *other* entries may therefore name
 anything. What they name is not looked up: a hollow stand-in takes every call, state and item, and becomes a `Foreign` value, or a
 plain dictionary where it was given named values. Within `state_dict` every foreign name is refused as anywhere else.
+
+Where a caller names classes whose attributes it wants (`objects`), NumPy's arrays and numbers are rebuilt too, from their bytes by
+this module, objects of these classes are dictionaries of their attributes, and every other name is refused wherever it stands.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,6 +230,106 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+class _DType(_Sealed):
+    """Stands for the type of a NumPy array: plain numbers of a known size."""
+
+    def __init__(self, name: Any = None, *rest: Any) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[fiu][1248]|b1|\?|bool", name) or name == "f1":
+            raise _Refused("an array's numbers are of no plain type")
+        self.dtype = np.dtype(name).newbyteorder("<")
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "=") or state[2:5] != (None,) * 3:
+            raise _Refused("an array's numbers are of no plain type")
+        if state[1] == ">":
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+class _ArrayType(_Sealed):
+    """Stands for `numpy.ndarray`, which is only mentioned."""
+
+
+class _Array:
+    """Stands for an array between its making and its state."""
+
+    def __init__(self) -> None:
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _DType):
+            raise _Refused("an array has no bytes")
+        _, shape, kind, by_columns, content = state
+        shape, content = _integers(shape, "shape"), _bytes(content)
+        if len(shape) > 32 or math.prod(shape) * kind.dtype.itemsize != len(content):
+            raise _Refused(f"an array has {len(content)} bytes, which its shape does not fit")
+        self.value = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if by_columns is True else "C")
+
+
+class _RebuildArray(_Sealed):
+    """Stands for `numpy.core.multiarray._reconstruct`."""
+
+    def __call__(self, kind: Any = None, *rest: Any) -> _Array:
+        if not isinstance(kind, _ArrayType):
+            raise _Refused("an array is of no known class")
+        return _Array()
+
+
+class _RebuildNumber(_Sealed):
+    """Stands for `numpy.core.multiarray.scalar`."""
+
+    def __call__(self, kind: Any = None, content: Any = None) -> bool | int | float:
+        content = _bytes(content)
+        if not isinstance(kind, _DType) or len(content) != kind.dtype.itemsize:
+            raise _Refused("a number is not made of its bytes")
+        return np.frombuffer(content, kind.dtype)[0].item()
+
+
+class _Encode(_Sealed):
+    """Stands for `_codecs.encode`, which older protocols write bytes with."""
+
+    def __call__(self, text: Any = None, encoding: Any = None) -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise _Refused("bytes are not written as latin-1")
+        return text.encode("latin-1")
+
+
+def _bytes(content: Any) -> bytes:
+    # Python 2 wrote them as strings.
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
+    if not isinstance(content, bytes):
+        raise _Refused("an array's content is no row of bytes")
+    return content
+
+
+class _Attributes:
+    """Stands for a class whose objects are wanted as dictionaries of their attributes."""
+
+    attributes: dict
+
+    def __new__(cls, *arguments: Any) -> _Attributes:
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise _Refused("an object has no named attributes")
+        self.attributes = state
+
+
+_NUMPY: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _ArrayType(),
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _Encode(),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RebuildArray() for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _RebuildNumber() for core in ("core", "_core")},
+}
+
+
 class _Hollow:
     """Stands for whatever a name outside of `_ALLOWED` means: takes everything, does nothing, keeps named values."""
 
@@ -273,19 +376,27 @@ class _ForeignName(_Refused):
 class _Unpickler(pickle.Unpickler):
     """Rebuilds dictionaries, lists, numbers, strings and tensors; `storages` collects what has to be read besides.
 
-    With `script`, the file being a TorchScript archive, also its modules. With `hollow` other names get stand-ins.
+    With `script`, the file being a TorchScript archive, also its modules. With `hollow` other names get stand-ins. `objects` are
+    names of classes whose attributes are wanted.
     """
 
-    def __init__(self, file: BinaryIO, storages: dict[str, _Storage], script: bool, hollow: bool) -> None:
+    def __init__(
+        self, file: BinaryIO, storages: dict[str, _Storage], script: bool, hollow: bool, objects: frozenset[tuple[str, str]]
+    ) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self.storages = storages
         self.script = script
         self.hollow = hollow
+        self.objects = objects
         self.stand_ins: dict[str, type[_Hollow]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if self.script and (module == "__torch__" or module.startswith("__torch__.")):
             return _Module
+        if self.objects and (module, name) in _NUMPY:
+            return _NUMPY[module, name]
+        if (module, name) in self.objects:
+            return _Attributes
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -322,7 +433,9 @@ class _Unpickler(pickle.Unpickler):
         return _View(storage, offset, length)
 
 
-def _unpickle(file: BinaryIO, storages: dict[str, _Storage], script: bool = False) -> Any:
+def _unpickle(
+    file: BinaryIO, storages: dict[str, _Storage], script: bool = False, objects: frozenset[tuple[str, str]] = frozenset()
+) -> Any:
     """One pickle of a stream, which is left behind its end; a checkpoint may name other things beside its `state_dict`."""
     start, opcodes, largest = file.tell(), 0, 0
     for opcode, argument, _ in pickletools.genops(file):
@@ -342,13 +455,13 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage], script: bool = Fals
     file.seek(end)
     known = dict(storages)
     try:
-        return _Unpickler(io.BytesIO(content), storages, script, hollow=False).load()
+        return _Unpickler(io.BytesIO(content), storages, script, hollow=False, objects=objects).load()
     except _ForeignName:
-        if script:
+        if script or objects:
             raise
         storages.clear()
         storages.update(known)
-        value = _Unpickler(io.BytesIO(content), storages, script, hollow=True).load()
+        value = _Unpickler(io.BytesIO(content), storages, script, hollow=True, objects=objects).load()
         if not isinstance(value, dict) or not isinstance(value.get("state_dict"), dict):
             raise
         return value
@@ -382,7 +495,11 @@ def _finish(value: Any) -> Any:
             item = item.data
         if isinstance(item, _Tensor):
             return item.read()
-        if isinstance(item, _Module):
+        if isinstance(item, _Array):
+            if item.value is None:
+                raise _Refused("an array has no bytes")
+            return item.value
+        if isinstance(item, (_Module, _Attributes)):
             item = item.attributes
         if id(item) in done:
             return done[id(item)]
@@ -429,7 +546,7 @@ def _fill_from_bytes(storage: _Storage, data: Any) -> None:
     storage.data = np.frombuffer(data, kind)
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
     size = _left(file)
     with zipfile.ZipFile(file) as archive:
         members: dict[str, zipfile.ZipInfo] = {}
@@ -463,7 +580,7 @@ def _read_zip(file: BinaryIO) -> Any:
         if f"{root}byteorder" in members and content("byteorder").strip() != b"little":
             raise _Refused("its numbers are big-endian")
         storages: dict[str, _Storage] = {}
-        value = _unpickle(io.BytesIO(content("data.pkl")), storages, script)
+        value = _unpickle(io.BytesIO(content("data.pkl")), storages, script, objects)
         for storage in storages.values():
             if not re.fullmatch(r"[0-9A-Za-z_]+", storage.key):
                 raise _Refused(f"a storage is called {storage.key[:60]!r}")
@@ -471,7 +588,7 @@ def _read_zip(file: BinaryIO) -> Any:
     return _finish(value)
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
     """The format before PyTorch 1.6: magic number, version, machine, value, names of storages (a pickle each), storages."""
     nothing: dict[str, _Storage] = {}
     if _unpickle(file, nothing) != _LEGACY_MAGIC:
@@ -483,7 +600,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _Refused("its numbers are not little-endian")
     storages: dict[str, _Storage] = {}
-    value, keys = _unpickle(file, storages), _unpickle(file, storages)
+    value, keys = _unpickle(file, storages, objects=objects), _unpickle(file, storages)
     by_key = {storage.key: storage for storage in storages.values()}
     named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
     if not named or sorted(map(str, keys)) != sorted(by_key) or len(by_key) != len(storages):
@@ -513,12 +630,14 @@ def _no_file(path: Path) -> WeightsError:
     return WeightsError(f"{path}: expected {expected}, found {found}. Give the path of the file.")
 
 
-def read_torch(path: str | Path) -> Any:
+def read_torch(path: str | Path, objects: Iterable[str] = ()) -> Any:
     """Reads what `torch.save` wrote, in the zip format or the one before PyTorch 1.6, or what `torch.jit.save` wrote.
 
     Args:
         path: The file. State dictionaries and dictionaries, lists and tuples of them are read, with numbers and strings among them;
             of a TorchScript archive its modules, each as a dictionary of its attributes, without the program.
+        objects: Classes, with their modules (`sklearn.decomposition.pca.PCA`), whose objects are wanted as dictionaries of their
+            attributes. NumPy's arrays and numbers are then read too, and nothing is `Foreign`: other names are refused.
 
     Returns:
         The saved value with a NumPy array (read-only) in place of each tensor; bfloat16 becomes float32, everything else keeps its
@@ -533,15 +652,16 @@ def read_torch(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise _no_file(path)
+    known = frozenset((module, name) for module, _, name in (full.rpartition(".") for full in objects))
     try:
         with path.open("rb") as file:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":
-                return _read_zip(file)
+                return _read_zip(file, known)
             if start[:1] != b"\x80":
                 raise _Refused("it begins neither as a zip archive nor as a pickle")
-            return _read_legacy(file)
+            return _read_legacy(file, known)
     except _Refused as error:
         raise DataError(f"{path} is not read: {error}. Expected weights as torch.save writes them.") from None
     except OSError:

@@ -329,6 +329,11 @@ class ImageEncoder(keras.layers.Layer):
         shapes = list(self.map_shapes.values())
         return shapes[0] if len(shapes) == 1 else (sum(math.prod(shape) for shape in shapes),)
 
+    @property
+    def gems(self) -> list[GeM]:
+        """The poolings of all taps, with pooling "gem"."""
+        return list(self._gems)
+
     def _pool(self, maps: dict[str, Any]) -> list[Any]:
         parts = []
         for number, tap in enumerate(self.taps):

@@ -30,12 +30,14 @@ class ResNetKind:
         bottleneck: Whether a unit is 1x1, 3x3, 1x1 convolutions (of four times the base width at its end) or two 3x3 ones.
         groups: Groups of the 3x3 convolutions of bottlenecks.
         width: Channels per group of these at base width 64.
+        planes: Base widths of the four stages; the first is the stem's.
     """
 
     units: tuple[int, int, int, int]
     bottleneck: bool = True
     groups: int = 1
     width: int = 64
+    planes: tuple[int, int, int, int] = (64, 128, 256, 512)
 
 
 TORCH_RESNETS = {
@@ -156,7 +158,7 @@ def torch_resnet(
         return batch_norm(norm, momentum, unbiased_variance=unbiased_variance)(SymmetricConv2D(*options, name=conv)(x))
 
     def unit(x: Any, stage: int, number: int, last: bool) -> Any:
-        prefix, base = f"layer{stage}_{number}", 64 * 2 ** (stage - 1)
+        prefix, base = f"layer{stage}_{number}", sizes.planes[stage - 1]
         stride = 2 if stage > 1 and number == 0 else 1
         inner = base * sizes.width // 64 * sizes.groups
         plan = [(base, 3, stride, 1), (base, 3, 1, 1)]
@@ -173,7 +175,7 @@ def torch_resnet(
         return keras.layers.ReLU(name=f"layer{stage}" if last else f"{prefix}_relu")(x)
 
     inputs = keras.Input((height, width, 3))
-    x = keras.layers.ReLU(name="relu")(conv_norm(inputs, "conv1", "bn1", 64, 7, 2))
+    x = keras.layers.ReLU(name="relu")(conv_norm(inputs, "conv1", "bn1", sizes.planes[0], 7, 2))
     x = SymmetricMaxPooling2D(name="maxpool")(x)
     for stage, units in enumerate(sizes.units, start=1):
         for number in range(units):
