@@ -495,6 +495,8 @@ class TrainingRun:
             "model.keras": "the trained model",
             "metrics.json": "the numbers with their protocol",
             "results.log": "the recalls as the released VAL logs them",
+            "thresholds.json": "when a label is given",
+            "labels.csv": "the numbers of every label",
             "history.csv": "one row per epoch",
             "sheet.png": "queries and what was found",
             "report.html": "all of it, to open in a browser",
