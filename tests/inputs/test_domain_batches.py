@@ -11,7 +11,6 @@ from PIL import Image
 
 from tf_fashion.clustering.meta_domains import Lists, PseudoLabels
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.inputs.boxes import crop_box, pixel_box
 from tf_fashion.inputs.domain_batches import (
     PAIR_KINDS,
     TARGET,
@@ -184,14 +183,3 @@ def test_augmented_photos() -> None:
         PairAugmentation(size=32, short_side=31)
     with pytest.raises(UsageError, match="neither"):
         PairAugmentation(translate=0.1)
-
-
-def test_boxes() -> None:
-    image = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
-    for box in ([3.7, 4.2, 10.9, 8.1], [30.0, 20.0, 30.0, 30.0], [-5.5, -2.0, 20.0, 9.0], [50, 50, 4, 4], [-20, 2, 10, 5]):
-        ours = crop_box(image, pixel_box(box)).numpy()
-        np.testing.assert_array_equal(ours, np.asarray(Image.fromarray(image).crop(pixel_box(box))))
-    assert pixel_box([10, 20, 40, 20], margin=0.1) == (6, 18, 54, 42)
-    for bad in ([1, 2, 3], [0, 0, 0.5, 4], [0, 0, float("nan"), 1], [0, 0, -3, 4]):
-        with pytest.raises(DataError, match="box"):
-            pixel_box(bad)

@@ -39,8 +39,8 @@ def load_imaterialist(
     _, kernel, bias = read_torchvision_classifier(path)
     if len(bias) != len(labels):
         raise WeightsError(
-            f"{path}: expected a classifier of {len(labels)} labels, as the label map has; found {len(bias)}. Give the label map that it was"
-            " trained with."
+            f"{path}: expected a classifier of {len(labels)} labels, as the label map has; found {len(bias)}. Give the label map that "
+            "it was trained with."
         )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / f"{backbone}{SUFFIX}"

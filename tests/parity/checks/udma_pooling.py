@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from tests.parity.harness import Fixture, checks
-from tf_fashion.inputs.boxes import crop_box, pixel_box
+from tf_fashion.datasets.pictures import png_bytes
+from tf_fashion.datasets.street_lists import Box
+from tf_fashion.datasets.street_to_shop import crop_picture
 from tf_fashion.inputs.images import ImageSpec, preprocess
 from tf_fashion.layers import GeM, Whitening, pool_scales
 
@@ -59,8 +63,10 @@ def _whitening(fixture: Fixture) -> None:
 
 def _pictures(fixture: Fixture) -> None:
     image = fixture.input("preprocess/image")
-    box = pixel_box(fixture.input("preprocess/bbox_ltwh"))
-    crop = crop_box(image, box)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photo.png"
+        path.write_bytes(png_bytes(image))
+        crop = crop_picture(path, Box(*map(float, fixture.input("preprocess/bbox_ltwh"))))
     fixture.exact("preprocess/bbox_crop_u8", crop)
     for key, picture in (("resized_u8", image), ("bbox_crop_resized_u8", crop)):
         for name in [name for name in fixture.data if re.fullmatch(rf"preprocess/{key}_\d+", name)]:
