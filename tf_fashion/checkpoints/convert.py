@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
+
 from tf_fashion.checkpoints.base import CONVERTERS, ConversionReport
 from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import make_out_folder, replaced_file, write_json
@@ -45,3 +47,22 @@ def convert_weights(source: str | Path, to: str, out: str | Path, ema: bool = Fa
     if record is not None:
         write_json(out.with_name(out.name.removesuffix(SUFFIX) + ".json"), record)
     return report
+
+
+def write_model(model: keras.Model, out: str | Path) -> None:
+    """Writes a converted model as `.keras`; an older file is replaced, and only if all went well.
+
+    Raises:
+        UsageError: another ending.
+    """
+    out = checked_model_path(out)
+    make_out_folder(out.parent)
+    with replaced_file(out, ".keras") as temporary:
+        model.save(temporary)
+
+
+def checked_model_path(out: str | Path) -> Path:
+    """The path of a model to write, checked before anything slow happens; raises as `write_model`."""
+    if Path(out).suffix != ".keras":
+        raise UsageError(f"--out {out}: expected a file name that ends in .keras: it becomes a whole model.")
+    return Path(out)

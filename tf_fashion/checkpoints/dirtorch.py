@@ -16,10 +16,10 @@ import keras
 import numpy as np
 
 from tf_fashion.checkpoints.base import ConversionReport
+from tf_fashion.checkpoints.convert import checked_model_path, write_model
 from tf_fashion.checkpoints.torch_files import read_torch
 from tf_fashion.checkpoints.torch_weights import Slot, fill, trunk_slots
-from tf_fashion.core.errors import DataError, UsageError, WeightsError
-from tf_fashion.core.files import make_out_folder, replaced_file
+from tf_fashion.core.errors import DataError, WeightsError
 from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.encoders.torch_resnet import TORCH_RESNETS, ResNetKind, torch_resnet
 from tf_fashion.layers import GeM, L2Normalize, Whitening
@@ -358,11 +358,7 @@ def convert_dirtorch(source: str | Path, out: str | Path, image_size: int = 224,
         UsageError: another ending.
         WeightsError, DataError: as `load_dirtorch`.
     """
-    out = Path(out)
-    if out.suffix != ".keras":
-        raise UsageError(f"--out {out}: expected a file name that ends in .keras: it becomes a whole model.")
+    checked_model_path(out)
     model, report = load_dirtorch(source, image_size, norm_features)
-    make_out_folder(out.parent)
-    with replaced_file(out, ".keras") as temporary:
-        model.save(temporary)
+    write_model(model, out)
     return report

@@ -6,15 +6,12 @@ import tempfile
 from pathlib import Path
 
 from tf_fashion.checkpoints.base import ConversionReport
-from tf_fashion.checkpoints.convert import SUFFIX, convert_weights
+from tf_fashion.checkpoints.convert import SUFFIX, checked_model_path, convert_weights, write_model
 from tf_fashion.checkpoints.torch_weights import read_torchvision_classifier
-from tf_fashion.core.errors import UsageError, WeightsError
-from tf_fashion.core.files import make_out_folder, replaced_file
+from tf_fashion.core.errors import WeightsError
 from tf_fashion.datasets.labels import LabelMap
 from tf_fashion.encoders.image import ImageEncoder
 from tf_fashion.models.attributes import AttributeClassifier
-
-IMATERIALIST = "imaterialist"
 
 
 def load_imaterialist(
@@ -64,11 +61,7 @@ def convert_imaterialist(source: str | Path, out: str | Path, label_map: str | P
         UsageError: another ending, or no such label map.
         WeightsError, DataError: as `load_imaterialist`.
     """
-    out = Path(out)
-    if out.suffix != ".keras":
-        raise UsageError(f"--out {out}: expected a file name that ends in .keras: the classifier is a whole model.")
+    checked_model_path(out)
     model, report = load_imaterialist(source, None if label_map is None else LabelMap.read(label_map))
-    make_out_folder(out.parent)
-    with replaced_file(out, ".keras") as temporary:
-        model.save(temporary)
+    write_model(model, out)
     return report

@@ -14,6 +14,9 @@ from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import read_json
 from tf_fashion.core.quiet import import_tensorflow_quietly
 
+# Checkpoints that become a model (.keras) and not weights for a backbone.
+WHOLE_MODELS = ("imaterialist", "dirtorch")
+
 
 def add_data(data: Any) -> None:
     """`data check`, `data draw`, `data prepare`."""
@@ -86,9 +89,15 @@ def add_weights(verbs: Any) -> None:
         "--to",
         required=True,
         metavar="NAME",
-        help="network of the checkpoint: `weights list` shows them; imaterialist: the published attribute predictor, whole",
+        help="network of the checkpoint: `weights list` shows them; whole models (.keras): imaterialist, the published attribute "
+        "predictor, and dirtorch, Resnet101-TL-GeM and UDMA's checkpoints",
     )
-    convert.add_argument("--out", required=True, metavar="FILE", help="file to write, ending in .weights.h5; an older one is replaced")
+    convert.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="file to write, ending in .weights.h5 (whole models: .keras); an older one is replaced",
+    )
     convert.add_argument("--label-map", metavar="CSV", help="imaterialist: its labels (default: the competition's 228)")
     convert.add_argument("--ema", action="store_true", help="take the moving averages of the weights, where the checkpoint has them")
     convert.add_argument("--all", dest="everything", action="store_true", help="print every name, not only the first of each kind")
@@ -144,13 +153,17 @@ def _data_prepare(args: argparse.Namespace) -> int:
 def _weights_convert(args: argparse.Namespace) -> int:
     import_tensorflow_quietly()
     from tf_fashion.checkpoints import convert_weights
-    from tf_fashion.checkpoints.imaterialist import IMATERIALIST, convert_imaterialist
+    from tf_fashion.checkpoints.dirtorch import convert_dirtorch
+    from tf_fashion.checkpoints.imaterialist import convert_imaterialist
 
-    if args.to == IMATERIALIST:
-        if args.ema:
-            raise UsageError("--ema: checkpoints of PyTorch hold no moving averages beside the weights. Leave it out.")
+    if args.to in WHOLE_MODELS and args.ema:
+        raise UsageError("--ema: checkpoints of PyTorch hold no moving averages beside the weights. Leave it out.")
+    if args.to == "imaterialist":
         report = convert_imaterialist(args.source, args.out, args.label_map)
         use = f"predict attributes PHOTOS --model {args.out}"
+    elif args.to == "dirtorch":
+        report = convert_dirtorch(args.source, args.out)
+        use = "tf_fashion.models.load_adapter"
     else:
         report = convert_weights(args.source, args.to, args.out, args.ema)
         use = f"{'train dual --clip SIZES.json' if args.to == 'clip' else f'--backbone {args.to}'} --weights {args.out}"
