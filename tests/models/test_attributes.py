@@ -118,6 +118,7 @@ def test_the_export_labels_photos_and_survives_a_broken_one(tmp_path: Path) -> N
     assert valid.all()
 
 
+@pytest.mark.slow
 def test_logits_are_float32_under_mixed_precision() -> None:
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:

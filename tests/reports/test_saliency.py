@@ -66,7 +66,7 @@ def test_the_map_is_where_the_evidence_is() -> None:
 
 
 @pytest.mark.parametrize("options", [{"pooling": "gem"}, {"pooling": "avg_max", "taps": ["stage3", "stage5"]}, {"pooling": None}])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_any_pooling_and_frozen_weights(options: dict, policy: str) -> None:
     keras.config.set_dtype_policy(policy)
     try:

@@ -299,6 +299,7 @@ def test_a_catalogue_keeps_its_ids(place, tmp_path, capsys):
     assert "missing" in capsys.readouterr().err and [row["id"] for row in rows_of(out / "bad_images.csv")] == ["gone"]
 
 
+@pytest.mark.slow
 def test_thresholds_beside_the_model_decide(place, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -424,6 +425,7 @@ def test_another_photo_of_the_same_name_is_no_self(place, tags, tmp_path):
     assert len(ids) == 23 and "p0" in ids and "p7" not in ids
 
 
+@pytest.mark.slow
 def test_filters_on_labels_and_columns(place, tmp_path, capsys):
     store = tmp_path / "shop.npz"
     gallery = ["--gallery", place / "shop.csv", "--images", place / "photos", "--model", place / "model/model.keras"]
@@ -462,6 +464,7 @@ def test_sheet_csv_and_table(place, tags, tmp_path, capsys):
     assert "and 4 more queries" in printed and "Distance: euclidean_logits, among 24 pictures." in printed
 
 
+@pytest.mark.slow
 def test_a_store_keeps_its_augmentation_and_grows(place, tmp_path, capsys):
     photos, store = tmp_path / "photos", tmp_path / "s.npz"
     shutil.copytree(place / "photos", photos)
@@ -507,6 +510,7 @@ def test_bad_input_of_match(place, tags, capsys, options, code, words):
 # Measuring.
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_catalogue(place, tmp_path, capsys):
     out = tmp_path / "results/val.json"
     command = ["evaluate", "attributes", "--model", place / "model/model.keras", "--data", place, "--images", place / "photos"]
@@ -529,6 +533,7 @@ def test_evaluation_of_a_catalogue(place, tmp_path, capsys):
     assert sum(map(len, FeatureCache.of(loaded(place / "model/model.keras").image_encoder).shards)) == 6 and not cache.shards
 
 
+@pytest.mark.slow
 def test_thresholds_of_training_are_measured_too(place, tmp_path, capsys):
     rule = Thresholds("label", (0.0,) * 6, LABELS.ids, ("color",), "macro", {"records": 9})
     rule.write(tmp_path / "t.json")
