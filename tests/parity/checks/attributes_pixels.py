@@ -30,6 +30,9 @@ def _nchw(images: tf.Tensor) -> np.ndarray:
 
 @checks(r"preprocess\.npz")
 def preprocess_npz(fixture: Fixture) -> None:
+    # VAL's recording has this name, too.
+    if "std_full" not in fixture.data:
+        return
     _statistics(fixture)
     pictures = {key[4:]: fixture.input(key) for key in fixture.data if re.fullmatch(r"rgb_\d+", key)}
     for number, picture in pictures.items():
