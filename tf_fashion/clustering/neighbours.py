@@ -43,7 +43,8 @@ _SMALL = 2048
 _TILE, _TILES = 512, 128
 # Up to so many rows the approximate mode searches exactly.
 _EXACT_UP_TO = 10_000
-_PROBES = 32
+# FAISS's graph: links of a point, and how many candidates a walk keeps while it is built and searched.
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 40, 32
 _SAMPLE = 1000
 _NUMBERS = 2**22
 _SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
@@ -58,8 +59,8 @@ def first_neighbours(features: Any, metric: str = "cosine", *, neighbours: Neigh
         features: (n, d) finite numbers, converted to float32; n at least 1.
         metric: One of `METRICS` or "l1", "l2", "manhattan". The cosine distance is 1 minus the cosine; a row of zeros is at
             distance 1 from every row, other rows of zeros included.
-        neighbours: "exact", or "faiss": an inverted file of FAISS above 10,000 rows, approximate, for the Euclidean and the cosine
-            distance.
+        neighbours: "exact", or "faiss": above 10,000 rows walks through a neighbourhood graph (HNSW) of FAISS, for the Euclidean and
+            the cosine distance. That misses some first neighbours, and with several threads not always the same ones.
         progress: Whether a progress bar is shown.
 
     Returns:
@@ -288,22 +289,19 @@ class Points(Rows):
             raise MissingExtraError("faiss-cpu", "faiss", "Approximate neighbours") from None
         space = _Centred(self, kinds)
         points = space.single()
-        # FAISS asks for at least 39 points a list.
-        lists = max(1, min(int(4 * np.sqrt(len(points))), len(points) // 40))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], lists)
-        index.cp.max_points_per_centroid = 64
-        index.train(points)
-        index.add(points)
-        found = np.full(len(points), -1, np.int64)
-        probes = _PROBES
-        # Another round for points that are alone in all the lists that were looked at.
-        while len(waiting := np.flatnonzero(found < 0)):
-            index.nprobe = min(probes, lists)
-            for places in _bar(list(chunks(waiting, points.shape[1])), progress):
-                _, two = index.search(points[places], 2)
-                others = np.where(two == places[:, None], -1, two)
-                found[places] = np.where(others[:, 0] >= 0, others[:, 0], others[:, 1])
-            probes *= 4
+        index = faiss.IndexHNSWFlat(points.shape[1], _LINKS)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD_WIDTH, _SEARCH_WIDTH
+        parts = list(chunks(np.arange(len(points)), points.shape[1]))
+        for places in _bar(parts, progress):
+            index.add(points[places])
+        found = np.empty(len(points), np.int64)
+        for places in _bar(parts, progress):
+            _, two = index.search(points[places], 2)
+            others = np.where(two == places[:, None], -1, two)
+            found[places] = np.where(others[:, 0] >= 0, others[:, 0], others[:, 1])
+        # A walk through the graph can end at its start.
+        for places in chunks(np.flatnonzero(found < 0), len(points)):
+            found[places] = _nearest_in(space, places, np.arange(len(points)))[0]
         return kinds[found]
 
 
