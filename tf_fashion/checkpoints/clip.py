@@ -160,7 +160,7 @@ def _read(path: str | Path) -> tuple[Arrays, dict[str, str]]:
     if path.is_file() and _is_converted(path):
         towers = _load_converted(path)
         return clip_weights(towers.image_encoder, towers.text_encoder, float(towers.logit_scale)), {}
-    every = flatten(read_weights(path))
+    every = flatten(read_weights(path, strict=True))
     layouts = {_MARK: _from_openai, _HUGGINGFACE_MARK: _from_huggingface}
     found = [(prefix, translate) for mark, translate in layouts.items() for prefix in _prefixes(every, mark)]
     if not found:

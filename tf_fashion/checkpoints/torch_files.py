@@ -434,9 +434,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(
-    file: BinaryIO, storages: dict[str, _Storage], script: bool = False, objects: frozenset[tuple[str, str]] = frozenset()
+    file: BinaryIO,
+    storages: dict[str, _Storage],
+    script: bool = False,
+    objects: frozenset[tuple[str, str]] = frozenset(),
+    strict: bool = True,
 ) -> Any:
-    """One pickle of a stream, which is left behind its end; a checkpoint may name other things beside its `state_dict`."""
+    """One pickle of a stream, which is left behind its end; unless `strict`, a checkpoint may name other things beside its
+    `state_dict`."""
     start, opcodes, largest = file.tell(), 0, 0
     for opcode, argument, _ in pickletools.genops(file):
         opcodes += 1
@@ -457,7 +462,7 @@ def _unpickle(
     try:
         return _Unpickler(io.BytesIO(content), storages, script, hollow=False, objects=objects).load()
     except _ForeignName:
-        if script or objects:
+        if script or objects or strict:
             raise
         storages.clear()
         storages.update(known)
@@ -546,7 +551,7 @@ def _fill_from_bytes(storage: _Storage, data: Any) -> None:
     storage.data = np.frombuffer(data, kind)
 
 
-def _read_zip(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
+def _read_zip(file: BinaryIO, objects: frozenset[tuple[str, str]], strict: bool) -> Any:
     size = _left(file)
     with zipfile.ZipFile(file) as archive:
         members: dict[str, zipfile.ZipInfo] = {}
@@ -580,7 +585,7 @@ def _read_zip(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
         if f"{root}byteorder" in members and content("byteorder").strip() != b"little":
             raise _Refused("its numbers are big-endian")
         storages: dict[str, _Storage] = {}
-        value = _unpickle(io.BytesIO(content("data.pkl")), storages, script, objects)
+        value = _unpickle(io.BytesIO(content("data.pkl")), storages, script, objects, strict)
         for storage in storages.values():
             if not re.fullmatch(r"[0-9A-Za-z_]+", storage.key):
                 raise _Refused(f"a storage is called {storage.key[:60]!r}")
@@ -588,7 +593,7 @@ def _read_zip(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
     return _finish(value)
 
 
-def _read_legacy(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
+def _read_legacy(file: BinaryIO, objects: frozenset[tuple[str, str]], strict: bool) -> Any:
     """The format before PyTorch 1.6: magic number, version, machine, value, names of storages (a pickle each), storages."""
     nothing: dict[str, _Storage] = {}
     if _unpickle(file, nothing) != _LEGACY_MAGIC:
@@ -600,7 +605,7 @@ def _read_legacy(file: BinaryIO, objects: frozenset[tuple[str, str]]) -> Any:
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _Refused("its numbers are not little-endian")
     storages: dict[str, _Storage] = {}
-    value, keys = _unpickle(file, storages, objects=objects), _unpickle(file, storages)
+    value, keys = _unpickle(file, storages, objects=objects, strict=strict), _unpickle(file, storages)
     by_key = {storage.key: storage for storage in storages.values()}
     named = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
     if not named or sorted(map(str, keys)) != sorted(by_key) or len(by_key) != len(storages):
@@ -630,7 +635,7 @@ def _no_file(path: Path) -> WeightsError:
     return WeightsError(f"{path}: expected {expected}, found {found}. Give the path of the file.")
 
 
-def read_torch(path: str | Path, objects: Iterable[str] = ()) -> Any:
+def read_torch(path: str | Path, objects: Iterable[str] = (), strict: bool = False) -> Any:
     """Reads what `torch.save` wrote, in the zip format or the one before PyTorch 1.6, or what `torch.jit.save` wrote.
 
     Args:
@@ -638,6 +643,8 @@ def read_torch(path: str | Path, objects: Iterable[str] = ()) -> Any:
             of a TorchScript archive its modules, each as a dictionary of its attributes, without the program.
         objects: Classes, with their modules (`sklearn.decomposition.pca.PCA`), whose objects are wanted as dictionaries of their
             attributes. NumPy's arrays and numbers are then read too, and nothing is `Foreign`: other names are refused.
+
+        strict: Refuses names of other programs wherever they stand, also beside a `state_dict`.
 
     Returns:
         The saved value with a NumPy array (read-only) in place of each tensor; bfloat16 becomes float32, everything else keeps its
@@ -658,10 +665,10 @@ def read_torch(path: str | Path, objects: Iterable[str] = ()) -> Any:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":
-                return _read_zip(file, known)
+                return _read_zip(file, known, strict)
             if start[:1] != b"\x80":
                 raise _Refused("it begins neither as a zip archive nor as a pickle")
-            return _read_legacy(file, known)
+            return _read_legacy(file, known, strict)
     except _Refused as error:
         raise DataError(f"{path} is not read: {error}. Expected weights as torch.save writes them.") from None
     except OSError:
@@ -744,17 +751,17 @@ def read_onnx(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_weights(path: str | Path) -> Any:
+def read_weights(path: str | Path, strict: bool = False) -> Any:
     """Reads weights in any format of this module: ONNX is known by the ending `.onnx`, the others by the file's beginning.
 
-    See `read_torch`, `read_safetensors` and `read_onnx`.
+    See `read_torch` (for `strict`, too), `read_safetensors` and `read_onnx`.
     """
     path = Path(path)
     if not path.is_file():
         raise _no_file(path)
     if path.suffix.lower() == ".onnx":
         return read_onnx(path)
-    return read_safetensors(path) if _is_safetensors(path) else read_torch(path)
+    return read_safetensors(path) if _is_safetensors(path) else read_torch(path, strict=strict)
 
 
 def flatten(value: Any) -> dict[str, np.ndarray]:
