@@ -151,6 +151,7 @@ class OnlyAddedLosses(keras.Model):
         return sum(self._aggregate_additional_loss(loss) for loss in self.losses)
 
 
+@pytest.mark.slow
 def test_added_losses_train_alike_on_two_replicas(mirrored):
     image, text = features(16, text_dim=5)
     losses = []

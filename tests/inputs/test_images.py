@@ -334,6 +334,7 @@ def random_jpeg(rng):
     return encode(picture.convert(mode), "JPEG", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "kind", "options"),
     [
@@ -353,6 +354,7 @@ def test_decoding_in_part_changes_nothing(size, kind, options):
         np.testing.assert_array_equal(fused(contents), plain(contents))
 
 
+@pytest.mark.slow
 def test_decoding_in_part_saves_pixels():
     count = tf.function(lambda contents: tf.size(_decode(contents, SPEC_CROP, cut=True)[0]) // 3, input_signature=[BYTES])
     for height, width in [(400, 100), (100, 400), (900, 600)]:

@@ -89,6 +89,7 @@ def test_texture_parts_stripes_from_plain() -> None:
     assert flat[3] < 0.2 and stripes[3] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["colour_layout", "texture"])
 def test_xla_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Resizing by area has no XLA kernel: the pictures are small already.

@@ -71,6 +71,7 @@ def test_descriptions_and_penalty_take_part_in_the_objective() -> None:
         make("val").compile(semantic_weight=1.0)
 
 
+@pytest.mark.slow
 def test_the_export_embeds_bytes_and_strings_as_the_model_does(tmp_path: Path) -> None:
     photos = []
     for size, mode in (((40, 60), "RGB"), ((32, 32), "L"), ((90, 20), "RGBA")):

@@ -66,6 +66,7 @@ def test_run_leaves_everything_that_it_promises(finished: Path, wardrobe: Path) 
     np.testing.assert_allclose(export.embed_text(texts), model.embed_text(model.token_ids(texts)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(finished: Path, wardrobe: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     run = DualRun(dual_config(build_parser().parse_args(_arguments(wardrobe, out))))

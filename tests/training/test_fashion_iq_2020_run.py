@@ -242,6 +242,7 @@ def test_wrong_options_are_named(wardrobe: Path, tmp_path: Path, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_glove_files_stand_side_by_side(wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("is 1 2 3\nred 4 5 6\n")
     (tmp_path / "b.txt").write_text("is 7 8 9 10 11\nblue 1 1 1 1 1\n")

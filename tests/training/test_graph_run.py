@@ -75,6 +75,7 @@ class Copied(keras.callbacks.Callback):
             shutil.copytree(self.source, self.copy)
 
 
+@pytest.mark.slow
 def test_graph_takes_part_in_training_and_is_gone_afterwards(
     wardrobe: Path, plain: Path, tuned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

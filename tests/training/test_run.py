@@ -203,6 +203,7 @@ def test_broken_data_is_named_and_nothing_is_half_written(
     assert left <= {"bad_images.csv"}
 
 
+@pytest.mark.slow
 def test_bad_pictures_can_be_left_out_and_are_declared(wardrobe: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(wardrobe, data)

@@ -74,6 +74,7 @@ def test_words_have_their_places(finished: tuple[Path, Path]) -> None:
     assert float(np.asarray(maps).max()) > 0
 
 
+@pytest.mark.slow
 def test_turns_of_a_search(finished: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     data, out = finished
     photos = sorted((data / "images").iterdir())
