@@ -236,3 +236,24 @@ def mined_triplet(labels, query, target, margin=0.3, epsilon=None, average_all=F
                 losses.append(max(0.0, near - far + margin))
     counted = len(losses) if average_all else sum(value > 0 for value in losses)
     return sum(losses) / counted if counted else 0.0
+
+
+def supervised_contrastive(labels, query, target, temperature=0.2):
+    x, labels = np.concatenate([query, target]).astype(np.float64), np.concatenate([labels, labels])
+    return supervised_contrastive_of_set(labels, x, np.ones(len(x)), temperature)
+
+
+def supervised_contrastive_of_set(labels, x, weights, temperature=0.2):
+    """The mean over one labelled set, positives with their weights in numerator and denominator."""
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    losses, factors = [], []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        positives = [j for j in others if labels[j] == labels[i] and weights[j] > 0]
+        if not positives or not weights[i] > 0:
+            continue
+        counts = [float(weights[j]) if labels[j] == labels[i] else 1.0 for j in others]
+        total = np.log(sum(count * np.exp(x[i] @ x[j] / temperature) for count, j in zip(counts, others, strict=True)))
+        losses.append(np.average([total - x[i] @ x[j] / temperature for j in positives], weights=weights[positives]))
+        factors.append(weights[i])
+    return float(np.average(losses, weights=factors)) if losses else 0.0

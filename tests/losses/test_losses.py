@@ -44,6 +44,8 @@ CASES = [
     ("mined_triplet", {}, naive.mined_triplet),
     ("mined_triplet", {"miner": "multi_similarity", "average": "all"}, partial(naive.mined_triplet, epsilon=0.1, average_all=True)),
     ("soft_triplet", {}, naive.soft_triplet),
+    ("supervised_contrastive", {}, naive.supervised_contrastive),
+    ("supervised_contrastive", {"temperature": 0.05}, partial(naive.supervised_contrastive, temperature=0.05)),
     ("triplet_semihard", {}, naive.triplet_semihard),
     ("triplet_semihard", {"distance": "squared_l2", "margin": 0.3}, partial(naive.triplet_semihard, metric="squared_l2", margin=0.3)),
     ("triplet_hard", {}, naive.triplet_hard),
