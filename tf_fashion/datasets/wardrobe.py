@@ -10,7 +10,8 @@
       wardrobe.json                                 version, arguments and counts; written last
 
 The layouts of Fashion200k, Shoes, FashionGen and iMaterialist have their own files in place of those between images and
-wardrobe.json (see `fashion200k.py`, `shoes.py`, `fashion_gen.py` and `imaterialist.py`).
+wardrobe.json (see `fashion200k.py`, `shoes.py`, `fashion_gen.py` and `imaterialist.py`). So has "street_to_shop", whose pictures are
+photos of two shops and of the street (`wardrobe_street.py`).
 
 The tree depends on the arguments alone: the same bytes whatever the number of processes, drawn in one go or continued.
 """
@@ -38,6 +39,7 @@ from tf_fashion.datasets.wardrobe_designs import SPLITS, Item, generator, split_
 from tf_fashion.datasets.wardrobe_drawing import Pose, draw_garment, draw_item, lay_on, studio
 from tf_fashion.datasets.wardrobe_garments import CATEGORIES, Attributes, Identity
 from tf_fashion.datasets.wardrobe_layouts import LAYOUTS, SPLIT_NAMES, VARIED_LAYOUTS, lines_of, shares_of
+from tf_fashion.datasets.wardrobe_street import StreetPhoto, draw_street_picture, photos_per_product
 
 __all__ = [
     "CATEGORIES",
@@ -84,7 +86,12 @@ def wardrobe_items(
 
 
 def draw_picture(item: Item, seed: int, size: int) -> Image.Image:
-    """The catalogue picture of a garment, RGB of `size` x `size`: the same for the same arguments, whatever was drawn before."""
+    """The catalogue picture of a garment, RGB of `size` x `size`: the same for the same arguments, whatever was drawn before.
+
+    Photos of the layout "street_to_shop" are drawn as such; some of them are larger than `size`.
+    """
+    if isinstance(item, StreetPhoto):
+        return draw_street_picture(item, seed, size)
     return draw_item(item.attributes, generator(seed, item.category, item.split, "picture", item.number), size, item.identity)
 
 
@@ -113,10 +120,11 @@ def draw_wardrobe(
             not matter.
         splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them. The
             layouts of Fashion200k and Shoes have train and test, which are made as "train" and "val"; those of FashionGen and
-            iMaterialist have train and val (shares 5 to 1), and in val too the garments vary as much as in train.
+            iMaterialist have train and val (shares 5 to 1), and in val too the garments vary as much as in train. "street_to_shop"
+            has train and test of each of its two shops.
         progress: Whether to show a progress bar.
         workers: Processes that draw; None takes one per available core, 1 draws in this process.
-        layout: "fashion_iq", "fashion200k", "shoes", "fashion_gen" or "imaterialist".
+        layout: "fashion_iq", "fashion200k", "shoes", "fashion_gen", "imaterialist" or "street_to_shop".
 
     Returns:
         The folder.
@@ -182,6 +190,9 @@ def _arguments(
         "categories": _some_of("categories", categories, CATEGORIES),
         "splits": _some_of("splits", splits, SPLITS),
     }
+    if layout == "street_to_shop":
+        photos_per_product(items)
+        return arguments
     counts = split_counts(items, tuple(arguments["categories"]), tuple(arguments["splits"]), shares_of(layout))
     short = [key for key, count in counts.items() if count < 2]
     if short:

@@ -106,7 +106,9 @@ def _palette(rng: np.random.Generator, second: str, among: tuple[str, ...], coun
     return [str(colour) for colour in rng.permutation(fitting)[:count]]
 
 
-def _line(rng: np.random.Generator, kind: str, season: tuple[str, ...], patterns: tuple[str, ...], dense: bool) -> list[Attributes]:
+def style_line(
+    rng: np.random.Generator, kind: str, season: tuple[str, ...], patterns: tuple[str, ...], dense: bool
+) -> list[Attributes]:
     """The attribute sets of a line: the product of the values of its varying attributes, in random order."""
     second = str(max(rng.permutation(list(COLOURS)), key=lambda colour: min(5, len(_palette(rng, str(colour), season, 12)))))
     varying: dict[str, list[str]] = {"colour": _palette(rng, second, season, 4 if dense else 5)}
@@ -130,7 +132,7 @@ def _line(rng: np.random.Generator, kind: str, season: tuple[str, ...], patterns
     return [grid[place] for place in rng.permutation(len(grid))]
 
 
-def _chained(sets: list[Attributes], count: int) -> list[Attributes]:
+def chained(sets: list[Attributes], count: int) -> list[Attributes]:
     """Takes `count` sets so that each is a wish away (at most three changes) from one before it; repeats them if there are too few."""
     chosen = [sets[0]]
     rest = sets[1:]
@@ -179,7 +181,7 @@ def wardrobe_lines(
                 patterns = tuple(prints[(shift + place) % len(prints)] for place in range(3))
             else:
                 palette, patterns = season, PATTERNS
-            sets = _line(rng, kind, palette, patterns, like != "train")
+            sets = style_line(rng, kind, palette, patterns, like != "train")
             share = min(LINE[like], count - number)
             makers = MAKERS[like] if share >= 8 else 1
             line: list[Item] = []
@@ -189,7 +191,7 @@ def wardrobe_lines(
                     continue
                 look = Identity.draw(rng)
                 order = [sets[place] for place in rng.permutation(len(sets))]
-                for attributes in _chained(order, part):
+                for attributes in chained(order, part):
                     own = generator(seed, category, split, "item", number)
                     line.append(
                         Item(

@@ -1,5 +1,5 @@
-"""What is written beside the pictures of the drawn wardrobe: the files of the layout of FashionIQ, Fashion200k, Shoes, FashionGen, or
-iMaterialist."""
+"""What is written beside the pictures of the drawn wardrobe: the files of the layout of FashionIQ, Fashion200k, Shoes, FashionGen,
+iMaterialist, or UDMA's two shops (`wardrobe_street.py`)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tf_fashion.datasets.labels import Label, LabelMap
 from tf_fashion.datasets.wardrobe_designs import SHARES, Item, generator, line_pairs, wardrobe_lines
 from tf_fashion.datasets.wardrobe_garments import ATTRIBUTE_NAMES, COLOURS, KINDS, PATTERNS, Attributes
 from tf_fashion.datasets.wardrobe_sentences import description, modification_sentences, tags
+from tf_fashion.datasets.wardrobe_street import street_photos, write_street_to_shop
 from tf_fashion.datasets.wardrobe_texts import concepts_of, is_common, stated_facts, varied_description
 
 Counts = dict[str, dict[str, dict[str, int]]]
@@ -56,6 +57,8 @@ _DESCRIBED = 1 / 3
 def lines_of(arguments: dict[str, Any]) -> Iterator[list[Item]]:
     """The garments of a wardrobe, line by line."""
     layout = arguments.get("layout", "fashion_iq")
+    if layout == "street_to_shop":
+        return iter([[*street_photos(arguments)]])
     categories, splits = tuple(arguments["categories"]), tuple(arguments["splits"])
     return wardrobe_lines(arguments["items"], arguments["seed"], categories, splits, shares_of(layout), layout not in VARIED_LAYOUTS)
 
@@ -273,4 +276,5 @@ LAYOUTS: dict[str, Callable[[Path, dict[str, Any]], Counts]] = {
     "shoes": write_shoes,
     "fashion_gen": write_fashion_gen,
     "imaterialist": write_imaterialist,
+    "street_to_shop": write_street_to_shop,
 }
