@@ -28,6 +28,9 @@ def test_widths_and_fingerprints_follow_the_options(tmp_path: Path) -> None:
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     assert two.encode(images).shape == (2, two.feature_dim)
     assert two.feature_dim == 2 * (192 + 128) + ColourHistogram.width
+    assert list(two.block_widths.items()) == [("stage5", 2 * 192), ("stage4", 2 * 128), ("colour", ColourHistogram.width)]
+    with pytest.raises(UsageError, match="block_widths"):
+        _ = ImageEncoder("small_cnn", image_size=32, pooling=None).block_widths
     assert one.fingerprint() != two.fingerprint()
     with pytest.raises(UsageError, match="stage9"):
         ImageEncoder("small_cnn", image_size=32, taps=("stage9",))

@@ -31,6 +31,7 @@ def test_features_and_a_model_around_them_survive_saving(folder: Path, tmp_path:
     encoder = SavedModelEncoder(folder, image_size=32)
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
     np.testing.assert_allclose(encoder.encode(images), (images / 255).mean(1).reshape(4, 96), atol=1e-5)
+    assert encoder.block_widths == {"features": 96}
     text = TEXT_ENCODERS.get("swem")(vocabulary_size=9, dim=8, embedding_dim=4)
     model = ComposedRetriever(encoder, text, "tirg", dim=8)
     inputs = {"reference_image": images, "target_image": images, "text": np.ones((4, 3), "int32")}

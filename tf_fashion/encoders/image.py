@@ -322,6 +322,21 @@ class ImageEncoder(keras.layers.Layer):
         return pooled + sum(layer.width for layer in self._descriptors)
 
     @property
+    def block_widths(self) -> dict[str, int]:
+        """Widths of the parts of the pooled vector, in their order: taps, then descriptors.
+
+        Raises:
+            UsageError: there is no pooling, and so no vector.
+        """
+        if self.pooling is None:
+            raise UsageError("ImageEncoder.block_widths: without pooling there are only maps, see map_shapes.")
+        copies = 2 if self.pooling == "avg_max" else 1
+        return {
+            **{tap: copies * channels for tap, channels in self.channels.items()},
+            **{name: layer.width for name, layer in zip(self.descriptors, self._descriptors, strict=True)},
+        }
+
+    @property
     def feature_shape(self) -> tuple[int, ...]:
         """Shape of one picture's features: `(feature_dim,)`; without pooling that of the map, or `(n,)` for several maps in a row."""
         if self.pooling:

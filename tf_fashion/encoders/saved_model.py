@@ -94,6 +94,11 @@ class SavedModelEncoder(keras.layers.Layer):
         """`(feature_dim,)`."""
         return (self.feature_dim,)
 
+    @property
+    def block_widths(self) -> dict[str, int]:
+        """Widths of the parts of the vector; it has one."""
+        return {"features": self.feature_dim}
+
     def call(self, images: Any, training: bool | None = None) -> dict[str, Any]:
         vectors = self._run(scale_pixels(images, self.scaling))
         return {"features": ops.cast(tf.ensure_shape(vectors, (None, self.feature_dim)), "float32")}

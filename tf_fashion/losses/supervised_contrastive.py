@@ -74,7 +74,7 @@ class SupervisedContrastive(MatchingLoss):
         Args:
             labels: Integer `(sets, rows)`; rows with -1 are padding.
             embeddings: Floating `(sets, rows, dim)`.
-            weights: None, or float `(sets, rows)`, at least 0: how much a row is trusted to have its label. A row counts with its weight
+            weights: None, or float `(sets, rows)`, at least 0: how much a row is trusted to have its label. It counts with its weight
                 among the anchors, and among the positives of others as if it were there that many times; as a negative it counts fully.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,12 +12,15 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tf_fashion.core.errors import UsageError
-from tf_fashion.layers import l2_normalize
+from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.layers import Standardize, l2_normalize
+from tf_fashion.layers.standardize import float64_blocks
 from tf_fashion.losses import LOSSES
 from tf_fashion.models.base import RetrievalModel, load_as
 
 STARTS = ("torch", "identity")
+# Length of the rows of W that `start_from_components` has no component for.
+_SMALL = 0.01
 
 
 @keras.saving.register_keras_serializable("tf_fashion")
@@ -25,7 +28,9 @@ class DomainAdapter(RetrievalModel):
     """`L2norm(W x + b)` of pooled vectors x (Sharma et al., "Unsupervised Meta-Domain Adaptation for Fashion Retrieval", WACV 2021).
 
     With a trainable image encoder (`torch_resnet101`, pooling "gem") it is the network that UDMA calls DF-BL; without an encoder, or
-    with a frozen one, what it calls UDMA-MLP, which starts from the other's layer (`start_from`).
+    with a frozen one, what it calls UDMA-MLP, which starts from the other's layer (`start_from`). `standardize` and
+    `start_from_components` are for vectors of an encoder that was not trained on these domains, for instance with several taps and
+    descriptors, whose values have different sizes.
 
     Args:
         image_encoder: None for vectors only, or an encoder that gives vectors. Frozen ones run in inference mode.
@@ -35,6 +40,7 @@ class DomainAdapter(RetrievalModel):
         norm_features: Whether x is scaled to length one first.
         dropout: Share of x dropped in training.
         linear: False leaves the layer out: embeddings are the vectors themselves, at length one.
+        standardize: Whether x is standardised first, value by value (`layers.Standardize`); `adapt_input` sets by what.
 
     Call arguments:
         inputs: Dictionary with `image`, float `(batch, size, size, 3)` in 0..255, or `features`, what `encode_image` gives or any
@@ -46,7 +52,8 @@ class DomainAdapter(RetrievalModel):
         Embeddings, float32 `(..., dim)`, length one; of pairs `{"query": anchors, "target": positives}`, as losses take them.
 
     Raises:
-        UsageError: an encoder that gives maps, neither encoder nor width or both, or an unknown `start`.
+        UsageError: an encoder that gives maps, neither encoder nor width or both, an unknown `start`, or `norm_features` together with
+            `standardize`.
     """
 
     parts = ("image_encoder",)
@@ -60,6 +67,7 @@ class DomainAdapter(RetrievalModel):
         norm_features: bool = False,
         dropout: float = 0.0,
         linear: bool = True,
+        standardize: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -69,6 +77,8 @@ class DomainAdapter(RetrievalModel):
             raise UsageError("DomainAdapter works on vectors: give the image encoder a pooling.")
         if start not in STARTS:
             raise UsageError(f"DomainAdapter(start=...): expected one of {', '.join(STARTS)}; found {start!r}.")
+        if norm_features and standardize:
+            raise UsageError("DomainAdapter: choose one of norm_features and standardize; either decides the size of the vectors.")
         width = int(image_encoder.feature_shape[-1]) if feature_dim is None else int(feature_dim)
         if width < 1 or (dim is not None and dim < 1):
             raise UsageError(f"DomainAdapter: expected widths of at least 1, found feature_dim={feature_dim!r}, dim={dim!r}.")
@@ -82,6 +92,11 @@ class DomainAdapter(RetrievalModel):
         self.norm_features = norm_features
         self.dropout = dropout
         self.linear = linear
+        self.standardize = standardize
+        # It has weights only where it is used, so that files of adapters without it stay as they are.
+        self.standardizer = Standardize(name="standardize")
+        if standardize:
+            self.standardizer.build((None, width))
         self.drop = keras.layers.Dropout(dropout, name="dropout", dtype="float32")
         self.fc: keras.layers.Dense | None = None
         if linear:
@@ -109,7 +124,9 @@ class DomainAdapter(RetrievalModel):
     def project(self, features: Any, training: bool | None = False) -> Any:
         """`W x + b` before its normalisation: float32 `(..., dim)` of vectors `(..., feature_dim)`."""
         x = ops.cast(features, "float32")
-        if self.norm_features:
+        if self.standardize:
+            x = self.standardizer(x)
+        elif self.norm_features:
             x = l2_normalize(x)
         x = self.drop(x, training=training)
         return ops.cast(x if self.fc is None else self.fc(x), "float32")
@@ -136,17 +153,84 @@ class DomainAdapter(RetrievalModel):
             f"{sorted(inputs)}."
         )
 
-    def start_from(self, other: DomainAdapter) -> None:
-        """Takes over the linear layer of another adapter, and how its vectors are scaled.
+    def adapt_input(self, features: Any, widths: Sequence[int] | None = None, weights: Sequence[float] | None = None) -> None:
+        """Sets the standardisation by pooled vectors `(rows, feature_dim)`; see `Standardize.adapt` for the arguments.
 
         Raises:
-            UsageError: the other one has another width, or one of the two has no linear layer.
+            UsageError: the adapter was built without `standardize`; or as `Standardize.adapt`.
+            DataError: as `Standardize.adapt`.
+        """
+        if not self.standardize:
+            raise UsageError("DomainAdapter.adapt_input: build the adapter with standardize=True.")
+        self.standardizer.adapt(features, widths, weights)
+
+    def start_from_components(self, features: Any, seed: int = 0) -> None:
+        """Lets W be the first `dim` principal components of vectors, without whitening.
+
+        The analysis is that of the vectors as the layer sees them (standardised, or at length one), in float64; a component's largest
+        value is positive. b is 0 with `standardize`, and -W mean without. Rows of W beyond the components that vary are normal, by
+        `seed`, and 0.01 long where components are 1 long: at the start they add next to nothing, and training can use them.
+
+        Args:
+            features: Floating `(rows, feature_dim)`, at least 2 rows; memory maps are read in blocks.
+            seed: Decides the rows beyond the components.
+
+        Raises:
+            UsageError: no linear layer, or features of another shape.
+            DataError: values that are not finite, or rows that are all the same.
+        """
+        if self.fc is None:
+            raise UsageError("DomainAdapter.start_from_components: the adapter has no linear layer. Build it with linear=True.")
+        shape: tuple[int, ...] = tuple(getattr(features, "shape", ()))
+        if len(shape) != 2 or shape[1] != self.width or shape[0] < 2:
+            raise UsageError(f"start_from_components: expected at least 2 rows of features (rows, {self.width}), found {shape}.")
+        mean, covariance = np.zeros(self.width), np.zeros((self.width, self.width))
+        for block in float64_blocks(features):
+            mean += self._seen(block).sum(axis=0) / len(features)
+        for block in float64_blocks(features):
+            centred = self._seen(block) - mean
+            covariance += centred.T @ centred / len(features)
+        variance, vectors = np.linalg.eigh(covariance)
+        variance, components = variance[::-1], vectors[:, ::-1].T
+        # What is below is rounding: of the sums, and of vectors that were float32.
+        if not variance[0] > 1e-24 * (mean @ mean):
+            raise DataError(f"start_from_components: the {len(features)} rows of features are all the same. Give other photos.")
+        components = components[: min(self.dim, int((variance > 1e-12 * variance[0]).sum()))]
+        largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, np.newaxis], axis=1)
+        rest = np.random.default_rng(seed).normal(size=(self.dim - len(components), self.width))
+        rest *= _SMALL / np.linalg.norm(rest, axis=1, keepdims=True)
+        weight = np.concatenate([components * np.sign(largest), rest])
+        self.set_linear(weight, np.zeros(self.dim) if self.standardize else -weight @ mean)
+
+    def _seen(self, block: np.ndarray) -> np.ndarray:
+        """What the linear layer sees of vectors, float64."""
+        if self.standardize:
+            mean, factor = (np.asarray(weight, np.float64) for weight in self.standardizer.get_weights())
+            return (block - mean) * factor
+        return block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-6) if self.norm_features else block
+
+    def start_from(self, other: DomainAdapter) -> None:
+        """Takes over the linear layer of another adapter, and how its vectors are scaled or standardised.
+
+        Raises:
+            UsageError: the other one has another width, one of the two has no linear layer, or only this one standardises.
         """
         if self.fc is None or other.fc is None or (self.width, self.dim) != (other.width, other.dim):
             shapes = ["none" if it.fc is None else f"{it.width} to {it.dim}" for it in (self, other)]
             raise UsageError(f"start_from: the linear layers differ: {shapes[0]} here, {shapes[1]} there.")
+        self._scale_as(other)
         self.fc.set_weights(other.fc.get_weights())
-        self.norm_features = other.norm_features
+
+    def _scale_as(self, other: DomainAdapter) -> None:
+        if other.standardize:
+            if not self.standardizer.built:
+                self.standardizer.build((None, self.width))
+            self.standardizer.set_weights(other.standardizer.get_weights())
+        elif self.standardize:
+            raise UsageError(
+                "start_from: this adapter standardises vectors and the other does not. Build this one without standardize."
+            )
+        self.standardize, self.norm_features = other.standardize, other.norm_features
 
     def on_features(self) -> DomainAdapter:
         """The same adapter without encoder, for vectors that were computed before: UDMA-MLP of DF-BL."""
@@ -156,10 +240,13 @@ class DomainAdapter(RetrievalModel):
             norm_features=self.norm_features,
             dropout=self.dropout,
             linear=self.linear,
+            standardize=self.standardize,
             name=self.name,
         )
         if self.linear:
             adapter.start_from(self)
+        else:
+            adapter._scale_as(self)
         return adapter
 
     def set_linear(self, weight: Any, bias: Any) -> None:
@@ -196,7 +283,8 @@ class DomainAdapter(RetrievalModel):
         elif hasattr(self.loss, "of_categories"):
             loss = self.loss.of_categories(y, y_pred, sample_weight)
         else:
-            raise UsageError(f"Batches of categories are trained with the loss 'mined_triplet', not with {self.loss.name!r}.")
+            known = " or ".join(repr(name) for name in LOSSES if hasattr(LOSSES.get(name), "of_categories"))
+            raise UsageError(f"Batches of categories are trained with the loss {known}, not with {self.loss.name!r}.")
         for extra in self.losses:
             loss = loss + self._aggregate_additional_loss(extra)
         return loss
@@ -215,6 +303,7 @@ class DomainAdapter(RetrievalModel):
             "norm_features": self.norm_features,
             "dropout": self.dropout,
             "linear": self.linear,
+            "standardize": self.standardize,
         }
 
 
