@@ -104,6 +104,38 @@ def test_batches_repeat_start_anywhere_and_take_every_category() -> None:
             assert len(np.unique(pairs.labels)) == min(4, (labels.categories == labels.categories[own[0] - 100]).sum())
 
 
+def test_products_can_be_drawn_several_times_and_all_in_one_category() -> None:
+    labels, vectors = made_up(40, 6)
+    options = {"products_per_category": 9, "categories_per_batch": 1, "seed": 5}
+    once, often = (CategoryBatches(labels, *vectors, merge=True, draws=draws, **options) for draws in (1, 3))
+    assert once.steps_per_pass == often.steps_per_pass == 1
+    seen = set()
+    for step in range(6):
+        ((category, single),) = once.pairs(step)
+        ((_, pairs),) = often.pairs(step)
+        assert category == 0 and len(pairs) == 3 * len(single) and len(np.unique(pairs.labels)) == 9
+        np.testing.assert_array_equal(pairs.kinds.sum(), 3 * single.kinds.sum())
+        counts = np.unique(pairs.labels[pairs.kinds == 0], return_counts=True)[1]
+        assert (counts == 3).all()
+        seen |= set(pairs.labels.tolist())
+        assert len({int(labels.categories[number - 100]) for number in np.unique(pairs.labels)}) > 1
+        x, owners, weights = often.batch(step)
+        assert x.shape[:2] == owners.shape == weights.shape == (1, 2 * len(pairs))
+        np.testing.assert_array_equal(x[0, : len(pairs)], pairs.anchors[:, ::-1])
+        again = CategoryBatches(labels, *vectors, merge=True, draws=3, **options).batch(step)
+        for ours, wanted in zip(again, (x, owners, weights), strict=True):
+            np.testing.assert_array_equal(ours, wanted)
+    assert len(seen) > 25
+    several = CategoryBatches(labels, *vectors, products_per_category=4, categories_per_batch=3, draws=2, seed=5)
+    plain = CategoryBatches(labels, *vectors, products_per_category=4, categories_per_batch=3, seed=5)
+    for (category, pairs), (wanted, single) in zip(several.pairs(0)[:1], plain.pairs(0)[:1], strict=True):
+        assert category == wanted and set(pairs.labels) == set(single.labels) and len(pairs) == 2 * len(single)
+    with pytest.raises(UsageError, match="set categories_per_batch=1, not 3"):
+        CategoryBatches(labels, *vectors, categories_per_batch=3, merge=True)
+    with pytest.raises(UsageError, match=r"draws=.*found 0"):
+        CategoryBatches(labels, *vectors, categories_per_batch=3, draws=0)
+
+
 def test_messages_of_category_batches() -> None:
     labels, vectors = made_up()
     with pytest.raises(UsageError, match="takes 12 categories, found 5"):

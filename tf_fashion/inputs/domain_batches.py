@@ -148,9 +148,13 @@ class CategoryBatches:
         categories_per_batch: So many.
         weak: Whether the target's rows take part (UDMA's "L12" and not "L1").
         seed: Decides all draws, together with the step.
+        draws: How often a drawn product gives its pairs, each time of rows drawn anew; one pair may come up again.
+        merge: Whether all products count as one category, number 0, so that negatives come from all of them; takes
+            `categories_per_batch=1`, and `products_per_category` are then the products of a batch.
 
     Raises:
-        UsageError: fewer categories than a batch takes, numbers below 1, or vectors of different widths or none where they are needed.
+        UsageError: fewer categories than a batch takes, numbers below 1, `merge` with another number of categories than 1, or vectors of
+            different widths or none where they are needed.
         DataError: no products, or lists with rows that are not there.
     """
 
@@ -164,6 +168,8 @@ class CategoryBatches:
         categories_per_batch: int = 12,
         weak: bool = True,
         seed: int = 0,
+        draws: int = 1,
+        merge: bool = False,
     ) -> None:
         self.labels = labels
         self.features = (consumers, shops, targets)
@@ -171,12 +177,22 @@ class CategoryBatches:
         self.categories_per_batch = categories_per_batch
         self.weak = weak
         self.seed = seed
+        self.draws = draws
+        self.merge = merge
         if products_per_category < 1 or categories_per_batch < 1:
             raise UsageError(
                 "CategoryBatches: products_per_category and categories_per_batch must be at least 1; found "
                 f"{products_per_category} and {categories_per_batch}."
             )
+        if draws < 1:
+            raise UsageError(f"CategoryBatches(draws=...): expected at least 1, found {draws}.")
+        if merge and categories_per_batch != 1:
+            raise UsageError(
+                f"CategoryBatches(merge=True) makes one category of all products: set categories_per_batch=1, not {categories_per_batch}."
+            )
         numbers = np.asarray(labels.categories)
+        if merge:
+            numbers = np.zeros_like(numbers)
         self.categories = np.unique(numbers)
         self._members = [np.flatnonzero(numbers == category) for category in self.categories]
         if not len(numbers):
@@ -225,7 +241,7 @@ class CategoryBatches:
         for number in chosen:
             members = self._members[number]
             count = min(self.products_per_category, len(members))
-            products = random.choice(members, count, replace=False)
+            products = np.repeat(random.choice(members, count, replace=False), self.draws)
             drawn.append((int(self.categories[number]), draw_pairs(self.labels, products, random, self.weak)))
         return drawn
 
