@@ -115,7 +115,7 @@ def draw_wardrobe(
         root: Folder to make; it must be missing, empty, or an (unfinished) wardrobe of the same arguments.
         items: Number of pictures over all categories and splits.
         seed: Non-negative; another seed gives other garments.
-        size: Width and height of the pictures in pixels, 32 to 2048.
+        size: Width and height of the pictures in pixels, 32 to 2048 (in "street_to_shop" some street photos are larger).
         categories: Some of "dress", "top", "bottom", "shoes"; default all, or "shoes" in the layout of that name. Their order does
             not matter.
         splits: Some of "train", "val", "test" (shares of the pictures 50, 37, 13 %). No garment design is in two of them. The

@@ -47,8 +47,8 @@ class Scene:
 
 
 SCENES = {
-    "df": Scene((5, 9), 0.4, (0.82, 1.14), (0.0, 0.07), 0.0, 6.0, 0.3),
-    "s2s": Scene((8, 14), 0.6, (0.6, 0.95), (0.1, 0.12), 0.6, 9.0, 0.4),
+    "df": Scene((6, 11), 0.5, (0.75, 1.2), (0.0, 0.11), 0.0, 7.0, 0.4),
+    "s2s": Scene((9, 15), 0.7, (0.66, 1.0), (0.12, 0.13), 0.6, 10.0, 0.45),
 }
 
 
@@ -77,12 +77,12 @@ class View:
     def draw(cls, rng: np.random.Generator, size: int, wide: bool = False) -> View:
         """A view of at least `size` pixels in both directions: the garment alone, or (`wide`) with much around it."""
         pose = Pose(
-            tilt=float(np.clip(rng.normal(0, 11), -MAX_TILT, MAX_TILT)),
-            scale=float(rng.uniform(0.74, 1.12)),
+            tilt=float(np.clip(rng.normal(0, 13), -MAX_TILT, MAX_TILT)),
+            scale=float(rng.uniform(0.62, 1.14)),
             mirrored=bool(rng.random() < 0.5),
-            stretch=float(rng.uniform(0.88, 1.1)),
+            stretch=float(rng.uniform(0.85, 1.12)),
         )
-        shear, shift = float(rng.uniform(-0.12, 0.12)), rng.uniform(-0.17, 0.17, 2)
+        shear, shift = float(rng.uniform(-0.15, 0.15)), rng.uniform(-0.22, 0.22, 2)
         factors = rng.uniform(1.1, 1.7, 2) if wide else np.ones(2)
         width, height = (int(round(size * factor)) for factor in factors)
         places = rng.uniform(0, 1, 2) * (width - size, height - size)
@@ -279,17 +279,17 @@ def _street_light(image: Image.Image, rng: np.random.Generator, scene: Scene) ->
     angle, style = rng.uniform(0, 2 * np.pi), rng.random()
     if style < 0.45:
         edge = (x * np.cos(angle) + y * np.sin(angle) - rng.uniform(-0.5, 0.6)) / rng.uniform(0.04, 0.4)
-        light -= rng.uniform(0.2, 0.5) / (1 + np.exp(-np.clip(4 * edge, -20, 20)))
+        light -= rng.uniform(0.25, 0.6) / (1 + np.exp(-np.clip(4 * edge, -20, 20)))
     elif style < 0.65:
         light -= rng.uniform(0.2, 0.4) * np.clip(4 * (_clouds(rng, height, width, 8) - 0.5) + 0.5, 0, 1)
     else:
         light += rng.uniform(0.05, 0.25) * (x * np.cos(angle) + y * np.sin(angle)) / 1.4
     light *= 1 - rng.uniform(0.05, 0.3) * (x * x + y * y) / 2
     light *= rng.uniform(*scene.exposure)
-    warm = float(np.clip(rng.normal(*scene.warmth), -0.25, 0.32))
+    warm = float(np.clip(rng.normal(*scene.warmth), -0.28, 0.34))
     gains = np.array([1 + 0.8 * warm, 1 + 0.12 * rng.normal(0, 0.4), 1 - warm], np.float32)
     if rng.random() < 0.7:
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.7)) * short / 128))
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.9)) * short / 128))
     picture = np.asarray(image, np.float32) / 255
     picture = (picture * light[..., None] * gains) ** np.float32(rng.uniform(0.88, 1.15))
     haze, grain = rng.uniform(0, 0.07), rng.uniform(0.2, 1) * scene.noise
@@ -376,7 +376,7 @@ def second_studio(attributes: Attributes, identity: Identity, rng: np.random.Gen
     sheet = np.array(_SHEETS[int(rng.integers(len(_SHEETS)))], np.float32) + rng.normal(0, 5, 3).astype(np.float32)
     edge = rng.uniform(0.45, 0.75)
     floor = 1 / (1 + np.exp(-(y - edge) / 0.05))
-    light = 1.12 - 0.22 * x - 0.16 * y + 0.16 * floor - 0.1 * (x * x + y * y) + 0.0 * x
+    light = 1.12 - 0.22 * x - 0.16 * y + 0.16 * floor - 0.1 * (x * x + y * y)
     behind = Image.fromarray(np.clip(sheet * light[..., None], 0, 255).astype(np.uint8))
     shaded = Image.fromarray(
         np.clip(np.asarray(behind, np.float32) * (1 - 0.5 * _long_shadow(garment, size)[..., None]), 0, 255).astype(np.uint8)

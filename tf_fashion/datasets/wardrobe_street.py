@@ -39,7 +39,9 @@ PARTS: dict[tuple[str, str], tuple[float, int, int]] = {
     ("s2s", "test"): (0.23, 2, 2),
 }
 # Products of one source that follow one fashion.
-FASHION = 5
+FASHION = 12
+# Colours of a fashion: few, so that the colour alone does not tell its products apart.
+FASHION_COLOURS = 2
 # Share of the target's street photos that show much beside the garment.
 WIDE = 0.6
 
@@ -112,7 +114,9 @@ def _designs(seed: int, kind: str, counts: dict[str, int]) -> dict[str, list[tup
         rng = generator(seed, "street", kind, fashion)
         fashion += 1
         colours = tuple(str(colour) for colour in rng.permutation(list(COLOURS)))
-        sets = chained(style_line(rng, kind, colours, PATTERNS, dense=False), FASHION + 2)
+        line = style_line(rng, kind, colours, PATTERNS, dense=False)
+        few = list(dict.fromkeys(one["colour"] for one in line))[:FASHION_COLOURS]
+        sets = chained([one for one in line if one["colour"] in few], FASHION + 4)
         before = sum(map(len, found.values()))
         for source in SOURCES:
             look = Identity.draw(rng)
@@ -121,7 +125,7 @@ def _designs(seed: int, kind: str, counts: dict[str, int]) -> dict[str, list[tup
                 # A kind of few attributes has only so many designs; then looks alone tell products apart.
                 if len(found[source]) < counts[source] and (own not in known[source] or stale > 20):
                     known[source].add(own)
-                    found[source].append((sets[place], look.near(rng, 0.35)))
+                    found[source].append((sets[place], look.near(rng, 0.25)))
         stale = stale + 1 if sum(map(len, found.values())) == before else stale
     return {source: [designs[place] for place in _order(seed, kind, source, len(designs))] for source, designs in found.items()}
 
