@@ -17,8 +17,8 @@ def add_embed(verbs: Any) -> None:
         verbs,
         "embed",
         "embed photos into an index, or photos and texts into feature files",
-        "With a model of `train composed`: embeds every photo of a folder (or of a catalogue with a CSV) and writes an index that\n"
-        "`search` reads. Photos that are in the index already are not embedded again.\n\n"
+        "With a model of `train composed` or a domain adapter: embeds every photo of a folder (or of a catalogue with a CSV) and\n"
+        "writes an index that `search` reads. Photos that are in the index already are not embedded again.\n\n"
         "With `dual` and a model of `train dual`: embeds pictures and texts into files that `predict retrieval` and `evaluate dual`\n"
         "read: images.img_feat.npz and texts.txt_feat.npz, or .jsonl in FashionKLIP's format. The same command continues an\n"
         "interrupted one; bad pictures are listed at the end, and what was computed is kept until they are repaired.\n\n"
@@ -27,7 +27,7 @@ def add_embed(verbs: Any) -> None:
         "  tf-fashion embed dual --model runs/a/model.keras --images photos --texts shop.csv:description --out features",
     )
     add = embed.add_argument
-    add("what", nargs="?", default="composed", choices=("composed", "dual"), help="kind of the model")
+    add("what", nargs="?", default="composed", choices=("composed", "dual"), help="kind of the model (composed: adapters too)")
     add("--model", required=True, metavar="FILE", help="model.keras of a training run")
     add_pair_data(embed.add_argument_group("what is embedded (composed: --images)").add_argument)
     add("--out", required=True, metavar="DIR", help="folder of the index or of the feature files")
@@ -50,13 +50,15 @@ def add_search(verbs: Any) -> None:
         "With a model of `train composed`, a photo and a sentence that says what should be different:\n"
         '  tf-fashion search --model model.keras --gallery photos --photo dress.jpg --text "is red and longer" --sheet found.png\n\n'
         "With a model of `train dual`, words, a photo, or the sum of both:\n"
-        '  tf-fashion search --model dual.keras --gallery photos --text "a red summer dress" --sheet found.png',
+        '  tf-fashion search --model dual.keras --gallery photos --text "a red summer dress" --sheet found.png\n\n'
+        "With a domain adapter (street to shop), a photo alone:\n"
+        "  tf-fashion search --model adapter.keras --gallery shop --photo street.jpg --sheet found.png",
     )
     search.add_argument("--model", required=True, metavar="FILE", help="model.keras of a training run")
     where = search.add_mutually_exclusive_group(required=True)
     where.add_argument("--gallery", metavar="DIR", help="folder of photos to search")
     where.add_argument("--index", metavar="PATH", help="what `tf-fashion embed` wrote (`embed dual`: its file of images)")
-    search.add_argument("--photo", metavar="FILE", help="the reference photo (with a model of `train dual`: find alike ones)")
+    search.add_argument("--photo", metavar="FILE", help="the reference photo (dual and adapter: find alike ones)")
     search.add_argument("--text", default="", help="what should be different (with a model of `train dual`: what is wanted)")
     search.add_argument(
         "--then",

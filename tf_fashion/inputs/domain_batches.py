@@ -153,8 +153,8 @@ class CategoryBatches:
             `categories_per_batch=1`, and `products_per_category` are then the products of a batch.
 
     Raises:
-        UsageError: fewer categories than a batch takes, numbers below 1, `merge` with another number of categories than 1, or vectors of
-            different widths or none where they are needed.
+        UsageError: fewer categories than a batch takes, numbers below 1, `merge` with more than one category per batch, or vectors of
+            widths that differ or none where they are needed.
         DataError: no products, or lists with rows that are not there.
     """
 
@@ -188,7 +188,8 @@ class CategoryBatches:
             raise UsageError(f"CategoryBatches(draws=...): expected at least 1, found {draws}.")
         if merge and categories_per_batch != 1:
             raise UsageError(
-                f"CategoryBatches(merge=True) makes one category of all products: set categories_per_batch=1, not {categories_per_batch}."
+                "CategoryBatches(merge=True) makes one category of all products: set categories_per_batch=1, not "
+                f"{categories_per_batch}."
             )
         numbers = np.asarray(labels.categories)
         if merge:

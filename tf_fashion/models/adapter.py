@@ -111,6 +111,18 @@ class DomainAdapter(RetrievalModel):
             self.fc.build((None, width))
         self.built = True
 
+    def require_encoder(self, what: str) -> None:
+        """Refuses `what`, which takes photos, for an adapter of vectors.
+
+        Raises:
+            UsageError: the adapter has no encoder.
+        """
+        if self.image_encoder is None:
+            raise UsageError(
+                f"{what} takes photos, and this DomainAdapter works on vectors: it has no image encoder. Build one with the "
+                "encoder that made them, let it `start_from` this one, and save that."
+            )
+
     def encode_image(self, images: Any, training: bool | None = None) -> Any:
         """Pooled vectors (UDMA's "X-1") of photos `(batch, size, size, 3)` in 0..255: what a feature cache stores.
 

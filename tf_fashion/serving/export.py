@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_fashion.core.errors import UsageError
 from tf_fashion.core.files import write_json
 from tf_fashion.inputs.images import safe_decode_batch
-from tf_fashion.models import AttributeClassifier, ComposedRetriever, DualEncoder
+from tf_fashion.models import AttributeClassifier, ComposedRetriever, DomainAdapter, DualEncoder
 from tf_fashion.models.base import RetrievalModel
 
 
@@ -56,7 +56,7 @@ _TEXT = tf.TensorSpec((None,), tf.string, name="text")
 
 
 def _write(
-    model: ComposedRetriever | DualEncoder | AttributeClassifier,
+    model: ComposedRetriever | DualEncoder | AttributeClassifier | DomainAdapter,
     folder: str | Path,
     query: Any,
     signature: list[tf.TensorSpec],
@@ -146,12 +146,41 @@ def export_attributes(model: AttributeClassifier, folder: str | Path, record: di
     return _write(model, folder, predict, [_IMAGE_BYTES], {**notes, **(record or {})})
 
 
+def export_adapter(model: DomainAdapter, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes a SavedModel of a domain adapter with its encoder, complete or not at all.
+
+    Signatures (names are those of the REST and gRPC interfaces of TensorFlow Serving):
+        `serving_default` and `embed_image`: `image_bytes` string `(batch,)` -> `embedding` float32 `(batch, dim)`, `valid` bool
+            `(batch,)`.
+
+    An undecodable photo does not fail the batch: its row has `valid` false and the embedding of a black picture. Embeddings have
+    length one; photos of both domains are compared by dot product.
+
+    Args:
+        model: With an image encoder.
+        folder: Target; what an earlier export left there is replaced at the end.
+        record: JSON-able facts that are written beside the model as `tf_fashion.json`.
+
+    Raises:
+        UsageError: the model has no image encoder.
+    """
+    model.require_encoder("A SavedModel")
+    spec = model.image_encoder.image_spec
+
+    def embed(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, valid = safe_decode_batch(image_bytes, spec)
+        return {"embedding": model.embed_image(images), "valid": valid}
+
+    return _write(model, folder, embed, [_IMAGE_BYTES], {"kind": "adapter", **(record or {})})
+
+
 def export(model: RetrievalModel, folder: str | Path, record: dict[str, Any] | None = None) -> Path:
-    """Writes the SavedModel of a model of any kind; see `export_composed`, `export_dual` and `export_attributes`."""
+    """Writes the SavedModel of a model of any kind; see `export_composed`, `export_dual`, `export_attributes`, `export_adapter`."""
     kinds: dict[type, Any] = {
         ComposedRetriever: export_composed,
         DualEncoder: export_dual,
         AttributeClassifier: export_attributes,
+        DomainAdapter: export_adapter,
     }
     return next(write for kind, write in kinds.items() if isinstance(model, kind))(model, folder, record)
 
@@ -179,7 +208,7 @@ class _Exported:
         self.record: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
     def embed_image(self, photos: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings `(n, dim)` of gallery photos, and whether each was readable."""
+        """Embeddings `(n, dim)` of photos (of a gallery, or of both domains), and whether each was readable."""
         result = self._image(image_bytes=tf.constant(list(photos)))
         return result["embedding"].numpy(), result["valid"].numpy()
 
@@ -207,3 +236,7 @@ class ExportedAttributeClassifier(_Exported):
     def predict(self, photos: Sequence[bytes]) -> dict[str, np.ndarray]:
         """`probabilities` and `logits` `(n, labels)`, `embedding` `(n, dim)`, and `valid` `(n,)`: whether each photo was readable."""
         return {name: value.numpy() for name, value in self._default(image_bytes=tf.constant(list(photos))).items()}
+
+
+class ExportedAdapter(_Exported):
+    """An exported domain adapter, all of it `embed_image`; arguments and errors as of any export."""

@@ -14,9 +14,10 @@ from tf_fashion.datasets import Catalogue, ComposedDataset, open_composed
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.feature_cache import FeatureTable
 from tf_fashion.inputs.images import load_image
+from tf_fashion.models.adapter import DomainAdapter
 from tf_fashion.models.attributes import AttributeClassifier
 from tf_fashion.models.base import RetrievalModel, load_as, load_path
-from tf_fashion.models.composed import load_composed
+from tf_fashion.models.composed import ComposedRetriever, load_composed
 from tf_fashion.models.dual import DualEncoder
 from tf_fashion.reports.sheets import SheetRow, retrieval_sheet
 from tf_fashion.reports.tables import format_table, results_table
@@ -28,6 +29,7 @@ from tf_fashion.serving.session import SearchSession
 from tf_fashion.training.bad_images import refuse_or_report
 from tf_fashion.training.composed import summarise_run
 from tf_fashion.training.dual_commands import search_dual
+from tf_fashion.training.embedding import PictureEmbedder
 from tf_fashion.training.evaluation import Embedder, evaluate_composed, needed_images
 from tf_fashion.training.results import write_features, write_results
 from tf_fashion.training.runs import versions
@@ -130,8 +132,23 @@ def _gallery_paths(folder: str) -> dict[str, Path]:
     return {item.id: Path(str(item.path)) for item in items}
 
 
+def _embedder_of(model: RetrievalModel, model_path: str, what: str) -> PictureEmbedder:
+    """What runs a model of photos, alone or with sentences.
+
+    Raises:
+        UsageError: an adapter without encoder.
+        DataError: a model of another kind.
+    """
+    if isinstance(model, ComposedRetriever):
+        return Embedder(model)
+    if not isinstance(model, DomainAdapter):
+        raise DataError(f"{model_path}: expected a ComposedRetriever or a DomainAdapter, found a {type(model).__name__}.")
+    model.require_encoder(what)
+    return PictureEmbedder(model)
+
+
 def _embed_paths(
-    embedder: Embedder, paths: Mapping[str, Path], bad_list: Path, skip: bool, progress: bool
+    embedder: PictureEmbedder, paths: Mapping[str, Path], bad_list: Path, skip: bool, progress: bool
 ) -> tuple[list[str], np.ndarray]:
     bad = audit_images(paths, embedder.model.image_encoder.image_spec, progress=progress)
     refuse_or_report(bad, bad_list, skip)
@@ -145,7 +162,7 @@ def embed_folder(model_path: str, images: str, out: str, skip_bad_images: bool =
     """Embeds a folder of photos into an index; photos that are in it already are kept. See `tf-fashion embed --help`.
 
     Raises:
-        UsageError: the index belongs to another model.
+        UsageError: the index belongs to another model, or the model is an adapter without encoder.
     """
     paths = _gallery_paths(images)
     folder = Path(out)
@@ -159,7 +176,7 @@ def embed_folder(model_path: str, images: str, out: str, skip_bad_images: bool =
     new = {image_id: path for image_id, path in paths.items() if index is None or image_id not in index}
     if index is not None and not new:
         return index
-    embedder = Embedder(load_composed(model_path))
+    embedder = _embedder_of(load_as(model_path, RetrievalModel), model_path, "tf-fashion embed")
     ids, embeddings = _embed_paths(embedder, new, folder.parent / "bad_images.csv", skip_bad_images, progress)
     if index is None:
         index = ExactIndex.build(ids, embeddings, notes=notes)
@@ -185,7 +202,7 @@ def search_folder(
 ) -> str:
     """Finds the photos that a photo and a sentence ask for, in one turn or several; returns a table of each turn.
 
-    See `tf-fashion search --help`, and `SearchSession` for how turns are combined.
+    A domain adapter takes a photo alone. See `tf-fashion search --help`, and `SearchSession` for how turns are combined.
     """
     if top < 1:
         raise UsageError(f"--top: expected at least 1, found {top}.")
@@ -196,9 +213,15 @@ def search_folder(
         if then:
             raise UsageError("--then needs a model of `train composed`: a dual encoder does not compose photos with sentences.")
         return search_dual(model, gallery, index_folder, photo, text, top, sheet, skip_bad_images, progress)
-    if photo is None:
+    embedder = _embedder_of(model, model_path, "tf-fashion search")
+    if isinstance(model, DomainAdapter):
+        if text.strip() or then:
+            given = "--text" if text.strip() else "--then"
+            raise UsageError(f"{given}: this model is a domain adapter, which finds photos by a photo alone. Leave out sentences.")
+        if photo is None:
+            raise UsageError("--photo is missing: this model is a domain adapter, which finds photos by a photo.")
+    elif photo is None:
         raise UsageError("--photo is missing: this model composes a photo with a sentence. A model of `train dual` searches by words.")
-    embedder = Embedder(model)
     spec = embedder.model.image_encoder.image_spec
     load_image(Path(photo), spec)
     if index_folder is not None:
@@ -214,6 +237,8 @@ def search_folder(
 
     def embed_query(reference: Path, sentence: str) -> np.ndarray:
         features = embedder.encode(load_image(reference, spec)[None])
+        if isinstance(model, DomainAdapter):
+            return model.embed_features(features).numpy()[0]
         return embedder.model.embed_query(features, *embedder.model.text_inputs([sentence])).numpy()[0]
 
     session = SearchSession(embed_query, index, paths, Path(photo), memory)
@@ -240,9 +265,12 @@ def export_model(model_path: str, out: str, format: str = "saved_model", layout:
     """Writes a model for serving; returns a line about it. See `tf-fashion export --help`.
 
     Raises:
-        UsageError, DataError: as `export` and `export_onnx`; the original's layout for another model than an attribute classifier.
+        UsageError, DataError: as `export` and `export_onnx`; the original's layout for another model than an attribute classifier; an
+            adapter without encoder.
     """
     model = load_as(model_path, RetrievalModel)
+    if isinstance(model, DomainAdapter):
+        model.require_encoder("tf-fashion export")
     if format == "saved_model":
         return f"The SavedModel is in {export(model, out)}"
     record: dict[str, Any] = {"kind": type(model).__name__}

@@ -41,6 +41,7 @@ class PictureEmbedder:
             lambda images: tf.cast(model.encode_image(images, training=False), tf.float32),
             input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
         )
+        self._embed_features = self.on_features(model.embed_features)
 
     def on_features(self, function: Any) -> Any:
         """A graph from features `(batch, ...)` float32."""
@@ -80,6 +81,14 @@ class PictureEmbedder:
             return self.encode_photos(usable(paths, bad), progress), bad
         bad = cache.fill(paths, encoder.image_spec, self.encode, progress=progress)
         return cache.table(usable(paths, bad)), bad
+
+    def gallery(self, table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
+        """Embeddings of photos `(len(ids), dim)` float32, from their features."""
+
+        def embed(rows: np.ndarray) -> Any:
+            return self._embed_features(np.asarray(table.values[rows], np.float32))
+
+        return self.in_blocks(embed, table.rows(ids), self.model.dim, np.int64)
 
     @staticmethod
     def in_blocks(function: Callable[..., Any], rows: np.ndarray, width: int, kind: Any = np.float32) -> np.ndarray:

@@ -31,20 +31,10 @@ class Embedder(PictureEmbedder):
 
     def __init__(self, model: ComposedRetriever, batch_size: int = 32) -> None:
         super().__init__(model, batch_size)
-        self._gallery = self.on_features(model.embed_features)
         signature = [tf.TensorSpec((None, *model.image_encoder.feature_shape), tf.float32), tf.TensorSpec((None, None), tf.int32)]
         if model.needs_lengths:
             signature.append(tf.TensorSpec((None,), tf.int32))
         self._query = tf.function(model.embed_query, input_signature=signature)
-
-    def gallery(self, table: FeatureTable, ids: Sequence[str]) -> np.ndarray:
-        """Gallery embeddings `(len(ids), dim)` float32."""
-        rows = table.rows(ids)
-        parts = [
-            self._gallery(np.asarray(table.values[rows[at : at + QUERY_BATCH]], np.float32)).numpy()
-            for at in range(0, len(rows), QUERY_BATCH)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.model.dim), np.float32)
 
     def queries(self, table: FeatureTable, references: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Query embeddings `(len(texts), dim)` float32."""
