@@ -66,6 +66,8 @@ setup(
         "notebooks": NOTEBOOKS,
         "hub": HUB,
         "tensorboard": ["tensorboard>=2.20"],
+        "faiss": ["faiss-cpu>=1.9"],
+        "umap": ["umap-learn>=0.5.6"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["tf-fashion=tf_fashion.cli:main"]},

@@ -8,22 +8,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from tf_fashion import __version__
-from tf_fashion.cli import attributes, composed, data, dual, use
+from tf_fashion.cli import attributes, composed, data, dual, street, use
 from tf_fashion.cli.attributes import add_attribute_arguments, attribute_config
 from tf_fashion.cli.composed import add_training_arguments, training_config
 from tf_fashion.cli.dual import add_dual_arguments, dual_config
 from tf_fashion.cli.options import EPILOG, Help, add_data_arguments, run_and_explain, verb
+from tf_fashion.cli.street import adapt_config, add_adapt_arguments, add_street_arguments, street_config
 
 __all__ = [
+    "adapt_config",
+    "add_adapt_arguments",
     "add_attribute_arguments",
     "add_data_arguments",
     "add_dual_arguments",
+    "add_street_arguments",
     "add_training_arguments",
     "attribute_config",
     "build_parser",
     "dual_config",
     "main",
     "run_and_explain",
+    "street_config",
     "training_config",
 ]
 
@@ -49,12 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     composed.add_train(train)
     dual.add_train(train)
     attributes.add_train(train)
+    street.add_train(train)
+    street.add_adapt(verbs)
     composed.add_tune(group("tune", "search for good settings", "Search for good settings."))
     evaluate = group("evaluate", "measure a model", "Measure a model under a named protocol.")
     composed.add_evaluate(evaluate)
     dual.add_evaluate(evaluate)
     dual.add_leaderboard(evaluate)
     attributes.add_evaluate(evaluate)
+    street.add_evaluate(evaluate)
     composed.add_scores(verbs)
     composed.add_ensemble(verbs)
     use.add_embed(verbs)
@@ -62,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     dual.add_predict(predict)
     attributes.add_predict(predict)
     attributes.add_match(verbs)
+    street.add_cluster(verbs)
     use.add_search(verbs)
     use.add_export(verbs)
     data.add_weights(verbs)

@@ -45,7 +45,7 @@ def add_data(data: Any) -> None:
     draw.add_argument(
         "--layout",
         default="fashion_iq",
-        help="of the files beside the pictures: fashion_iq, fashion200k, shoes, fashion_gen or imaterialist",
+        help="of the files beside the pictures: fashion_iq, fashion200k, shoes, fashion_gen, imaterialist or street_to_shop",
     )
     draw.add_argument("--items", type=int, default=3600, help="pictures over all categories and splits")
     draw.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
@@ -194,16 +194,19 @@ def _weights_list(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     if args.kind == "protocols":
         from tf_fashion.retrieval.dual_protocol import DUAL_PROTOCOLS
+        from tf_fashion.retrieval.multi_positive import STREET_PROTOCOLS
         from tf_fashion.retrieval.protocol import PROTOCOLS
 
         print("\n".join(PROTOCOLS.get(name).describe() for name in PROTOCOLS))
         print("\n".join(DUAL_PROTOCOLS.get(name).describe() for name in DUAL_PROTOCOLS))
+        print("\n".join(protocol.describe() for protocol in STREET_PROTOCOLS.values()))
         return 0
     if args.kind == "presets":
-        from tf_fashion.training.presets import ATTRIBUTE_PRESETS, DUAL_PRESETS, PRESETS
+        from tf_fashion.training.presets import ADAPT_PRESETS, ATTRIBUTE_PRESETS, DUAL_PRESETS, PRESETS, STREET_PRESETS
 
-        for verb, presets in (("composed", PRESETS), ("dual", DUAL_PRESETS), ("attributes", ATTRIBUTE_PRESETS)):
-            print(f"train {verb}:")
+        trained = {"composed": PRESETS, "dual": DUAL_PRESETS, "attributes": ATTRIBUTE_PRESETS, "street_to_shop": STREET_PRESETS}
+        for verb, presets in (*((f"train {kind}", found) for kind, found in trained.items()), ("adapt", ADAPT_PRESETS)):
+            print(f"{verb}:")
             for name, values in presets.items():
                 print(f"  {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
         return 0

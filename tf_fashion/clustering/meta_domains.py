@@ -322,7 +322,7 @@ class PseudoLabels:
     """What adaptation trains on: the source's products, each with its own photos and those attached to it.
 
     Attributes:
-        strategy: One of `STRATEGIES`.
+        strategy: One of `STRATEGIES`, or "none" (`without_target`).
         categories: int64 (n,), source category of each product; products are ordered by it.
         products: int64 (n,), product numbers, rising within a category.
         consumers: Rows of the source's consumer photos.
@@ -519,6 +519,15 @@ def pseudo_labels(
         else:
             weak = rows_of_partners(best_of_products(matches) if strategy == "ws6" else matches, target_shop)
     return _assembled(strategy, source_consumer, source_shop, weak, weights)
+
+
+def without_target(source_consumer: Domain, source_shop: Domain) -> PseudoLabels:
+    """The source's products without any photo of the target: what the strategies have to be compared with.
+
+    Raises:
+        DataError: no product has both consumer and shop photos, or one is in two categories.
+    """
+    return _assembled("none", source_consumer, source_shop, {}, None)
 
 
 def cluster_matches(

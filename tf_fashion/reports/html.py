@@ -80,7 +80,7 @@ def write_report(
         best={key: max(row[key] for row in compared) for key in (*cuts, "mean")} if compared else {},
         name=name,
         curves=svg_uri(curves_svg(history)) if history else "",
-        rows=[_row(row, columns, tile) for row in rows],
+        rows=[sheet_values(row, columns, tile) for row in rows],
         columns=columns,
         words=[_word_row(query, tile) for query in words],
         details=flat_details(metrics.get("run", {})),
@@ -123,7 +123,8 @@ def svg_uri(svg: str) -> Markup:
     return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
 
 
-def _row(row: SheetRow, columns: int, tile: int) -> dict[str, Any]:
+def sheet_values(row: SheetRow, columns: int, tile: int) -> dict[str, Any]:
+    """What a template needs of a row, pictures embedded."""
     results = []
     for place in range(min(columns, len(row.results))):
         results.append(

@@ -30,6 +30,14 @@ def street_table(metrics: Mapping[str, Any], style: Style = "text", digits: int 
     Raises:
         DataError: another dictionary.
     """
+    headers, rows = street_rows(metrics)
+    without = metrics["counts"]["queries_without_right_picture"]
+    note = f"; {without} queries without a right picture left out" if without else ""
+    return f"{format_table(headers, rows, style, digits)}\n{_under(metrics, style)}{note}"
+
+
+def street_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
+    """Heads and rows of `street_table`; raises as it does."""
     keys = _keys(metrics)
     categories, counts = metrics["categories"], metrics["counts"]
     rows: list[Row] = []
@@ -38,9 +46,7 @@ def street_table(metrics: Mapping[str, Any], style: Style = "text", digits: int 
     rows.append(["all", *(metrics["mean"][key] for key in keys), counts["queries"], counts["gallery"]])
     if metrics.get("selected"):
         rows.append(["selected", *(metrics["selected"][key] for key in keys), None, None])
-    without = counts["queries_without_right_picture"]
-    note = f"; {without} queries without a right picture left out" if without else ""
-    return f"{format_table(['category', *keys, 'queries', 'gallery'], rows, style, digits)}\n{_under(metrics, style)}{note}"
+    return ["category", *keys, "queries", "gallery"], rows
 
 
 def street_comparison(
@@ -60,11 +66,22 @@ def street_comparison(
         UsageError: results of different protocols or metrics, or without the part.
         DataError: another dictionary, or no result.
     """
+    headers, rows = comparison_rows(runs, part, digits)
+    entries = next(iter(runs.values()))
+    first = entries if isinstance(entries, Mapping) else entries[0]
+    return f"{format_table(headers, rows, style, digits)}\n{_under(first, style)}" + ("" if part == "mean" else f"; {part}")
+
+
+def comparison_rows(
+    runs: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]], part: str = "mean", digits: int = 2
+) -> tuple[list[str], list[Row]]:
+    """Heads and rows of `street_comparison`; raises as it does. The column of seeds is left out where each model has one."""
     every = {name: [entry] if isinstance(entry, Mapping) else list(entry) for name, entry in runs.items()}
     if not every or any(not entries for entries in every.values()):
         raise DataError("Every model needs at least one result.")
     first = next(iter(every.values()))[0]
     keys, fingerprint = _keys(first), _protocol(first).fingerprint
+    several = any(len(entries) > 1 for entries in every.values())
     rows: list[Row] = []
     for name, entries in every.items():
         for entry in entries:
@@ -75,10 +92,8 @@ def street_comparison(
                 )
         values = [_part(entry, part, name) for entry in entries]
         columns = [[float(value[key]) for value in values] for key in keys]
-        rows.append([name, *(_spread(column, digits) for column in columns), len(entries)])
-    return f"{format_table(['model', *keys, 'seeds'], rows, style, digits)}\n{_under(first, style)}" + (
-        "" if part == "mean" else f"; {part}"
-    )
+        rows.append([name, *(_spread(column, digits) for column in columns), *([len(entries)] if several else [])])
+    return ["model", *keys, *(["seeds"] if several else [])], rows
 
 
 def original_lines(result: StreetResult) -> list[str]:

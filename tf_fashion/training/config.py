@@ -10,14 +10,18 @@ from typing import Any
 
 from tf_fashion.composers import COMPOSERS
 from tf_fashion.core.errors import UsageError
-from tf_fashion.encoders.image import BACKBONES
+from tf_fashion.encoders.image import BACKBONES, BATCH_NORM_MODES
 from tf_fashion.encoders.text import TEXT_ENCODERS
 from tf_fashion.inputs.augment import Augmentation
+from tf_fashion.inputs.domain_batches import PairAugmentation
 from tf_fashion.inputs.glove import MISSING
 from tf_fashion.inputs.text import RULES
 from tf_fashion.losses import LOSSES
 from tf_fashion.retrieval.protocol import get_protocol
 from tf_fashion.training.presets import COMPOSER_DEFAULTS, DEFAULTS, LEVELS, MAP_DROPOUT, PRESETS
+
+# Its size is that of the model's pictures.
+UDMA_AUGMENTATION = "udma"
 
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "fashion_iq_2020": Augmentation.fashion_iq_2020,
@@ -26,6 +30,7 @@ AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
     "val": Augmentation.val,
     "val_mirror": functools.partial(Augmentation.val, crop=False),
     "imaterialist": Augmentation.imaterialist,
+    UDMA_AUGMENTATION: PairAugmentation,
 }
 
 # Prefix of --backbone that names a SavedModel folder, such as an unpacked TF-Hub model.
@@ -67,6 +72,7 @@ class RunConfig:
     taps: FromPreset = None
     pooling: FromPreset = None
     descriptors: FromPreset = None
+    batch_norm: FromPreset = None
     norm_momentum: FromPreset = None
     norm_unbiased: FromPreset = None
     scaling: FromPreset = None
@@ -128,7 +134,8 @@ class RunConfig:
     def check_run(self) -> None:
         """Raises `UsageError` for values that no run of any model can have."""
         self.one_of("optimizer", ("adamw", "adam"))
-        self.one_of("schedule", ("cosine", "constant", "step", "warmup_step"))
+        self.one_of("schedule", ("cosine", "constant", "step", "thirds", "warmup_step"))
+        self.one_of("batch_norm", BATCH_NORM_MODES)
         self.one_of("augment", (None, False, *AUGMENTATIONS))
         self.one_of("select", ("last", "best"))
         if self.ema is not None and not 0 < self.ema < 1:

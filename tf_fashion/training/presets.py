@@ -13,6 +13,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "resize": "squash",
     "interpolation": "bilinear",
     "scaling": None,
+    "batch_norm": "auto",
     "norm_unbiased": False,
     "taps": ("stage5",),
     "pooling": "avg",
@@ -423,4 +424,124 @@ ATTRIBUTE_PRESETS: dict[str, dict[str, Any]] = {
     },
     "imaterialist": _IMATERIALIST,
     "imaterialist_original": {**_IMATERIALIST, "augment": False},
+}
+
+# Street to shop: what neither the command line nor the preset says.
+STREET_DEFAULTS: dict[str, Any] = {
+    **RUN_DEFAULTS,
+    "dim": None,
+    "start": "torch",
+    "standardize": False,
+    "norm_features": False,
+    "sampler": "pairs",
+    "combination": "all",
+    "draws": 1,
+    "loss": "mined_triplet",
+    "loss_options": {},
+}
+
+# The encoder of UDMA (Sharma et al., WACV 2021) that the adaptation starts from, DF-BL.
+_DF_BL: dict[str, Any] = {
+    "backbone": "torch_resnet101",
+    "pooling": "gem",
+    "batch_norm": "train",
+    "norm_unbiased": True,
+    "norm_momentum": 0.9,
+    "loss_options": {"margin": 0.3},
+    "optimizer_options": {"epsilon": 1e-8},
+    "schedule": "thirds",
+    "learning_rate": 1e-4,
+    "batch_size": 128,
+    "epochs": 60,
+    "augment": "udma",
+}
+
+# Supervised contrast: on few products it finds more than triplets do.
+_CONTRAST: dict[str, Any] = {"loss": "supervised_contrastive", "loss_options": {"temperature": 0.2}}
+
+STREET_PRESETS: dict[str, dict[str, Any]] = {
+    # Frozen pretrained backbone, features computed once: minutes on a CPU.
+    "frozen": {
+        **{key: value for key, value in _FROZEN.items() if key != "feature_norm"},
+        **_CONTRAST,
+        "descriptors": ("shape",),
+        "resize": "crop",
+        "standardize": True,
+        "start": "components",
+        "dim": 256,
+        "feature_dropout": 0.3,
+        "sampler": "products",
+        "draws": 3,
+        "batch_size": 128,
+        "epochs": 10,
+        "learning_rate": 3e-3,
+    },
+    # A small network from scratch on small pictures: minutes on a CPU, for pictures that are easy to read.
+    "scratch": {
+        **{key: value for key, value in _SCRATCH.items() if key != "feature_norm"},
+        **_CONTRAST,
+        "dim": 256,
+        "batch_size": 64,
+        "epochs": 80,
+        "augment": "udma",
+    },
+    # A pretrained backbone trained along: for GPUs.
+    "finetune": {
+        **_CONTRAST,
+        "backbone": "resnet50_v2",
+        "dim": 512,
+        "batch_size": 64,
+        "epochs": 30,
+        "learning_rate": 2e-4,
+        "weight_decay": 1e-2,
+        "backbone_factor": 0.1,
+        "augment": "udma",
+    },
+    "df_bl": _DF_BL,
+    # As released: rows without a positive or negative take row 0 for one.
+    "df_bl_original": {**_DF_BL, "loss_options": {"margin": 0.3, "original_fallback": True}},
+}
+
+# Adaptation to the target's shop: what neither the command line nor the preset says.
+ADAPT_DEFAULTS: dict[str, Any] = {
+    **RUN_DEFAULTS,
+    "weighting": "ws5",
+    "weighting_options": {},
+    "partition": 0,
+    "alignment": "single",
+    "neighbours": "exact",
+    "categories_per_batch": 1,
+    "merge": True,
+    "draws": 1,
+    "loss": "mined_triplet",
+    "loss_options": {},
+}
+
+_UDMA: dict[str, Any] = {
+    "alignment": "deepfashion",
+    "merge": False,
+    "categories_per_batch": 12,
+    "batch_size": 128,
+    "loss_options": {"margin": 0.3},
+    "optimizer_options": {"epsilon": 1e-8},
+    "schedule": "thirds",
+    "learning_rate": 1e-4,
+    "epochs": 45,
+    "steps_per_epoch": 1000,
+}
+
+ADAPT_PRESETS: dict[str, dict[str, Any]] = {
+    # A short second stage: minutes on a CPU.
+    "short": {
+        **_CONTRAST,
+        "draws": 3,
+        "batch_size": 128,
+        "epochs": 5,
+        "steps_per_epoch": 20,
+        "learning_rate": 3e-4,
+        "weight_decay": 1e-4,
+    },
+    # UDMA-MLP: 45,000 steps, the rate at a tenth after each 15,000.
+    "udma": _UDMA,
+    "udma_original": {**_UDMA, "loss_options": {"margin": 0.3, "original_fallback": True}},
 }
