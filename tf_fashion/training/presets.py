@@ -482,7 +482,8 @@ STREET_PRESETS: dict[str, dict[str, Any]] = {
         **_CONTRAST,
         "dim": 256,
         "batch_size": 64,
-        "epochs": 80,
+        "draws": 8,
+        "epochs": 10,
         "augment": "udma",
     },
     # A pretrained backbone trained along: for GPUs.
