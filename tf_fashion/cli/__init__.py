@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     dual.add_leaderboard(evaluate)
     attributes.add_evaluate(evaluate)
     street.add_evaluate(evaluate)
+    street.add_compare(group("compare", "put results side by side", "Put results side by side."))
     composed.add_scores(verbs)
     composed.add_ensemble(verbs)
     use.add_embed(verbs)

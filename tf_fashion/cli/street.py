@@ -315,3 +315,28 @@ def _cluster(args: argparse.Namespace) -> int:
 
     print(call(cluster_file, args))
     return 0
+
+
+def add_compare(compare: Any) -> None:
+    """`compare street_to_shop`."""
+    parser = verb(
+        compare,
+        "street_to_shop",
+        "results of street-to-shop retrieval side by side",
+        "Prints one table per test list, a line for each result and for what it was compared with, the best last; several of one\n"
+        "name (seeds) become mean ± deviation. Results of different protocols or lists are refused.\n\n"
+        "  tf-fashion compare street_to_shop runs/udma/street/metrics.json runs/udma/adapted/metrics.json\n"
+        "  tf-fashion compare street_to_shop runs/seed*/adapted/metrics.json --part dresses --out table.md",
+    )
+    add = parser.add_argument
+    add("results", nargs="+", metavar="FILE", help="metrics.json of a run, or what `evaluate street_to_shop` wrote")
+    add("--part", default="mean", help="mean (of all categories), selected, or the name of a category")
+    add("--out", metavar="FILE", help="also write the tables there, as Markdown")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from tf_fashion.reports.udma import compare_files
+
+    print(call(compare_files, args))
+    return 0

@@ -11,12 +11,13 @@ import numpy as np
 
 from tf_fashion.clustering.meta_domains import PseudoLabels
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.core.files import atomic_write
+from tf_fashion.core.files import atomic_write, read_json
 from tf_fashion.reports.curves import _COLOURS, _INK
 from tf_fashion.reports.tables import Style, format_table
 from tf_fashion.retrieval.multi_positive import StreetProtocol, StreetResult
 
 Row = list[Any]
+_STYLES: tuple[Style, ...] = ("text", "markdown")
 _ORIGINAL_KS = (1, 5, 10, 20, 50)
 
 
@@ -229,3 +230,50 @@ def _spread(values: Sequence[float], digits: int) -> str:
 def _under(metrics: Mapping[str, Any], style: Style) -> str:
     line = f"Percent. Protocol {_protocol(metrics).describe()}"
     return f"\n{line}" if style == "markdown" else line
+
+
+def compare_files(results: Sequence[str], part: str = "mean", out: str | None = None) -> str:
+    """Tables of several results, a table per test list. See `tf-fashion compare street_to_shop --help`.
+
+    Raises:
+        UsageError: results of different protocols or lists.
+        DataError: a file that is no result of street-to-shop retrieval.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    lists: dict[str, str] = {}
+    contents = [(file, read_json(file)) for file in results]
+    # Runs before what they are compared with: a second stage begins with the result of a first one.
+    for own in (True, False):
+        for file, content in contents:
+            if not isinstance(content, Mapping) or any(not isinstance(content.get(key), Mapping) for key in ("tests", "run")):
+                raise DataError(f"{file}: expected the metrics.json of a street-to-shop run, found no 'tests' and 'run' in it.")
+            run = content["run"]
+            lists[str(file)] = str(run.get("data_hash"))
+            seed = str(run.get("seed", file))
+            rows = {str(run.get("name") or Path(file).stem): content["tests"]} if own else content.get("compared") or {}
+            for name, tests in rows.items():
+                for source, result in tests.items():
+                    models = found.setdefault(source, {})
+                    if own or not any(seeds.get(seed, {}).get("mean") == result["mean"] for seeds in models.values()):
+                        models.setdefault(name, {})[seed] = result
+    if len(set(lists.values())) > 1:
+        raise UsageError(
+            f"These results belong to different lists: {', '.join(lists)}. Only results of the same lists can be compared."
+        )
+    texts: dict[Style, str] = {}
+    for style in _STYLES:
+        tables = []
+        for source, models in found.items():
+            entries = {name: list(seeds.values()) for name, seeds in sorted(models.items(), key=lambda item: _rank(item[1], part))}
+            tables.append(
+                f"{source}: consumer photos in the shop\n" + "\n" * (style == "markdown") + street_comparison(entries, part, style)
+            )
+        texts[style] = "\n\n".join(tables)
+    if out:
+        with atomic_write(Path(out)) as stream:
+            stream.write(texts["markdown"] + "\n")
+    return texts["text"] + (f"\n\nWritten to {out}" if out else "")
+
+
+def _rank(seeds: Mapping[str, Mapping[str, Any]], part: str) -> float:
+    return float(np.mean([_part(result, part, seed)["mAP"] for seed, result in seeds.items()]))

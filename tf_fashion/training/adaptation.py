@@ -199,7 +199,9 @@ class AdaptRun(StreetRunBase):
         return {**super().record(name), "pseudo_labels": self.labels.summary()}
 
     def describe(self) -> str:
-        return f"adapted ({self.config.weighting}, {self.config.loss})"
+        if self.config.weighting == NO_TARGET:
+            return f"control, trained on without the target ({self.config.loss})"
+        return f"adapted by {self.config.weighting} ({self.config.loss})"
 
     def summary(self) -> str:
         found = self.labels.summary()
