@@ -132,6 +132,12 @@ def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="FILE", help="model.keras of `train street_to_shop`")
     _add_data(add)
     add(
+        "--features",
+        metavar="DIR",
+        help="vectors extracted before (X-1) in the files of the published programs, in place of photos: "
+        "DIR/**/{DeepFashion,Street2Shop}/**/train_{Consumer,Shop}_X-1_*.h5 and {Query,Gallery}_X-1_*.{mat,h5}",
+    )
+    add(
         "--out",
         required=True,
         metavar="DIR",

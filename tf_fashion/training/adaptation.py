@@ -25,7 +25,8 @@ from tf_fashion.clustering.meta_domains import (
     without_target,
 )
 from tf_fashion.core.errors import UsageError
-from tf_fashion.core.files import hash_file, replaced_file, write_json
+from tf_fashion.core.files import hash_file, hash_json, replaced_file, write_json
+from tf_fashion.datasets.street_to_shop import PhotoDomain
 from tf_fashion.inputs.domain_batches import CategoryBatches
 from tf_fashion.losses import LOSSES
 from tf_fashion.models.adapter import DomainAdapter, load_adapter
@@ -38,6 +39,7 @@ from tf_fashion.training.street import StreetRunBase
 from tf_fashion.training.street_config import NO_TARGET, AdaptConfig
 from tf_fashion.training.street_data import CONSUMER_DF, SHOP_DF, SHOP_S2S, make_alignment
 from tf_fashion.training.street_evaluation import AdapterEmbedder
+from tf_fashion.training.street_features import feature_table, find_features
 
 START = "before adaptation"
 # Names of the original's files of matches.
@@ -68,17 +70,39 @@ class AdaptRun(StreetRunBase):
             self.dataset.use("train", self.dataset.photos("train", domain))
         self.alignment = make_alignment("single" if config.weighting == NO_TARGET else str(config.alignment), self.dataset)
         self.model_hashes = {"model": hash_file(config.model)}
+        if config.features:
+            self.model_hashes["features"] = hash_json(
+                [[str(d), hash_file(find_features(config.features, "train", d))] for d in self.domains]
+            )
         self._claim()
         self.strategy = None
         self._given["model"] = load_adapter(config.model)
         if self._given["model"].fc is None:
             raise UsageError(f"--model {config.model}: it has no linear layer, which is what adaptation trains.")
-        if self._given["model"].image_encoder is None:
-            raise UsageError(f"--model {config.model}: it has no image encoder. Take a model of `train street_to_shop`.")
+        if self._given["model"].image_encoder is None and not config.features:
+            raise UsageError(
+                f"--model {config.model}: it has no image encoder. Take a model of `train street_to_shop`, or give extracted vectors "
+                "with --features DIR."
+            )
         self._start()
 
     def build_encoder(self) -> None:
         self.encoder = self._given["model"].image_encoder
+
+    def load_pictures(self) -> None:
+        """Vectors of all photos: computed and cached, or read from files of extracted ones."""
+        config = self.config
+        if not config.features:
+            super().load_pictures()
+            return
+        tests = [("test", PhotoDomain(test.source, side)) for test in self.tests for side in ("consumer", "shop")]  # type: ignore[arg-type]
+        lists = [*(("train", domain) for domain in self.domains), *tests]
+        self.build_encoder()
+        self.table = feature_table(self.dataset, config.features, lists, self._given["model"].width)
+        # Only sheets and reports show photos.
+        photos = [photo for split, domain in lists for photo in self.dataset.photos(split, domain)]
+        self.paths = {photo.image_id: path for photo in photos if (path := self.dataset.source.find(photo)) is not None}
+        self._claim_out()
 
     # What is trained on.
 
@@ -164,7 +188,8 @@ class AdaptRun(StreetRunBase):
         """The model, compiled; it begins with the weights of `--model`."""
         config = self.config
         model = self._given.pop("model")
-        model.image_encoder.trainable = False
+        if model.image_encoder is not None:
+            model.image_encoder.trainable = False
         self.model = model
         self.embedder = AdapterEmbedder(model)
         # Measured before the state of an interrupted run changes the weights.
