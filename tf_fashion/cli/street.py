@@ -103,7 +103,7 @@ def add_street_arguments(parser: argparse.ArgumentParser) -> None:
         help="pairs (one pair of photos of each product) or products (all kinds of pairs of many products; frozen backbones)",
     )
     add("--combination", help="pairs: all (consumer and shop, two consumer, two shop photos) or consumer_shop")
-    add("--draws", type=int, help="how often each product gives its pairs, per epoch (pairs) or per batch (products)")
+    add("--draws", type=int, help="how often each product gives its pairs, per epoch (pairs) or batch (products); 0: by their number")
     add("--statuses", type=names, default=("train", "val"), metavar="A,B", help="with DeepFashion's pairs: splits to train on")
     group = parser.add_argument_group("training")
     add = group.add_argument
@@ -186,7 +186,11 @@ def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--categories-per-batch", type=int, metavar="N", help="with --no-merge: categories per step")
     add("--batch-size", type=int, help="products per category and step")
-    add("--draws", type=int, help="how often each product gives its pairs in a step")
+    add(
+        "--draws",
+        type=int,
+        help="how often each product gives its pairs in a step; 0 (default with short): 3 times where there are few",
+    )
     add("--optimizer", help="adamw (default) or adam")
     add("--schedule", help="of the learning rate: cosine, constant, step, or thirds (a tenth after each third of the epochs)")
     add_optimizer(group)

@@ -8,6 +8,7 @@ which photos, training, evaluation. Sharma et al., "Unsupervised Meta-Domain Ada
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,19 @@ from tf_fashion.retrieval.multi_positive import StreetResult
 from tf_fashion.training.runs import made, make_optimizer
 from tf_fashion.training.street import StreetRunBase
 from tf_fashion.training.street_config import NO_TARGET, AdaptConfig
-from tf_fashion.training.street_data import CONSUMER_DF, SHOP_DF, SHOP_S2S, make_alignment
+from tf_fashion.training.street_data import CONSUMER_DF, SHOP_DF, SHOP_S2S, StreetPhotos, make_alignment
 from tf_fashion.training.street_evaluation import AdapterEmbedder
 from tf_fashion.training.street_features import feature_table, find_features
 
 START = "before adaptation"
 # Names of the original's files of matches.
 MATCH_FILES = {"ws5": "L12_WS5_WS6_{}.csv", "ws6": "L12_WS5_WS6_{}.csv", "ws7": "WS7.csv", "ws8": "WS7.csv"}
+
+PICTURES = {
+    "clusters.png": "Shop photos of both data sets in two dimensions, by data set and by cluster.",
+    "cluster_tree.png": "How the partitions nest; blocks of mixed colour are clusters that join the data sets.",
+    "weights.svg": "How many photos of the target the products got, and how similar those are (or what they weigh).",
+}
 
 
 class AdaptRun(StreetRunBase):
@@ -63,13 +70,17 @@ class AdaptRun(StreetRunBase):
         config = config.resolved()
         self.matches: Matches | None = None
         load_path(config.model)
+        self.weighting_options = made("--weighting-option", _WeightingOptions, config.weighting_options)
         self._open(config)
         self.domains = (CONSUMER_DF, SHOP_DF) if config.weighting == NO_TARGET else (CONSUMER_DF, SHOP_DF, SHOP_S2S)
         for domain in self.domains:
             self.dataset.source.numbers("train", domain)
             self.dataset.use("train", self.dataset.photos("train", domain))
-        self.alignment = make_alignment("single" if config.weighting == NO_TARGET else str(config.alignment), self.dataset)
         self.model_hashes = {"model": hash_file(config.model)}
+        if config.weighting != NO_TARGET:
+            self.alignment = make_alignment(str(config.alignment), self.dataset)
+            given = {"matches": config.matches, "alignment": config.alignment if str(config.alignment).endswith(".json") else None}
+            self.model_hashes |= {name: hash_file(path) for name, path in given.items() if path}
         if config.features:
             self.model_hashes["features"] = hash_json(
                 [[str(d), hash_file(find_features(config.features, "train", d))] for d in self.domains]
@@ -114,6 +125,9 @@ class AdaptRun(StreetRunBase):
             DataError: no product has photos of both sides, or a file of matches that belongs to other lists.
         """
         config = self.config
+        for name in ("clusters.npz", "clusters.json", *PICTURES, *(file.format(config.partition) for file in MATCH_FILES.values())):
+            # Of a run that this one replaces.
+            (self.out / name).unlink(missing_ok=True)
         photos = {domain: self.dataset.photos("train", domain) for domain in self.domains}
         self.rows = {domain: self.vectors(photos[domain]) for domain in self.domains}
         consumer = self.dataset.domain("train", CONSUMER_DF)
@@ -127,7 +141,7 @@ class AdaptRun(StreetRunBase):
                 self.say(f"Clustering {len(shop) + len(target):,} shop photos (FINCH)")
                 clusters = cluster_groups(shop, target, self.alignment, neighbours=config.neighbours)
             if config.matches:
-                self.matches = Matches.read_csv(config.matches, shop, target)
+                self.matches = self._read_matches(config.matches)
             elif config.weighting in ("ws5", "ws6"):
                 self.matches = cluster_matches(consumer, shop, target, self.alignment, clusters, config.partition)
             elif config.weighting in ("ws7", "ws8"):
@@ -141,16 +155,34 @@ class AdaptRun(StreetRunBase):
                 partition=config.partition,
                 clusters=clusters,
                 matches=self.matches,
-                **made("--weighting-option", _WeightingOptions, config.weighting_options).__dict__,
+                **dataclasses.asdict(self.weighting_options),
             )
             self._write_clusters(clusters, len(shop))
             if self.matches is not None:
-                self.matches.write_csv(self.out / MATCH_FILES[config.weighting].format(config.partition), shop)
+                self._write_matches(self.out / MATCH_FILES[config.weighting].format(config.partition))
             if config.report:
                 self._draw(clusters, np.concatenate([shop.features, target.features]), len(shop))
         self.labels.save(self.out / "pseudo_labels.npz")
         self.say(weights_table({config.weighting: self.labels}))
         return self.labels
+
+    # Files of matches count the lines of the whole lists, also where photos are left out.
+
+    def _read_matches(self, path: str) -> Matches:
+        lists = StreetPhotos(self.dataset.source)
+        found = Matches.read_csv(path, lists.domain("train", SHOP_DF), lists.domain("train", SHOP_S2S))
+        if found.rows is None:
+            return found
+        lines = self.dataset.kept("train", SHOP_S2S)
+        here = np.isin(found.rows, lines)
+        rows = np.searchsorted(lines, found.rows[here])
+        return Matches(rows, found.target_products[here], found.source_products[here], found.similarity[here])
+
+    def _write_matches(self, path: Path) -> None:
+        if self.matches is not None:
+            rows = None if self.matches.rows is None else self.dataset.kept("train", SHOP_S2S)[self.matches.rows]
+            matches = dataclasses.replace(self.matches, rows=rows)
+            matches.write_csv(path, StreetPhotos(self.dataset.source).domain("train", SHOP_DF))
 
     def _write_clusters(self, clusters: dict[str, GroupClusters], source: int) -> None:
         arrays = {f"{part}:{name}": getattr(entry, part) for name, entry in clusters.items() for part in ("rows", "labels")}
@@ -175,12 +207,7 @@ class AdaptRun(StreetRunBase):
             draw_weights({self.config.weighting: self.labels}, self.out / "weights.svg", similarities, title)
 
     def pictures(self) -> list[tuple[str, Path]]:
-        lines = {
-            "clusters.png": "Shop photos of both data sets in two dimensions, by data set and by cluster.",
-            "cluster_tree.png": "How the partitions nest; blocks of mixed colour are clusters that join the data sets.",
-            "weights.svg": "How many photos of the target the products got, and how similar those are (or what they weigh).",
-        }
-        return [(line, self.out / name) for name, line in lines.items() if (self.out / name).exists()]
+        return [(line, self.out / name) for name, line in PICTURES.items() if (self.out / name).exists()]
 
     # Model.
 
@@ -203,7 +230,7 @@ class AdaptRun(StreetRunBase):
             config.categories_per_batch,
             weak=config.weighting != NO_TARGET,
             seed=config.seed,
-            draws=config.draws,
+            draws=config.draws_of(len(self.labels)),
             merge=config.merge,
         )
         self.steps = config.steps_per_epoch or self.batches.steps_per_pass
@@ -242,6 +269,16 @@ class _WeightingOptions:
 
     temperature: float = 0.05
     least_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UsageError(f"--weighting-option {name}: expected a number, found {value!r}.")
+        if self.temperature <= 0 or not 0 <= self.least_weight < 1:
+            raise UsageError(
+                "--weighting-option: expected a temperature above 0 and a least_weight from 0 to below 1, found "
+                f"{self.temperature} and {self.least_weight}."
+            )
 
 
 def adapt(config: AdaptConfig) -> dict[str, Any]:

@@ -471,7 +471,7 @@ STREET_PRESETS: dict[str, dict[str, Any]] = {
         "dim": 256,
         "feature_dropout": 0.3,
         "sampler": "products",
-        "draws": 3,
+        "draws": 0,
         "batch_size": 128,
         "epochs": 10,
         "learning_rate": 3e-3,
@@ -535,7 +535,7 @@ ADAPT_PRESETS: dict[str, dict[str, Any]] = {
     # A short second stage: minutes on a CPU.
     "short": {
         **_CONTRAST,
-        "draws": 3,
+        "draws": 0,
         "batch_size": 128,
         "epochs": 5,
         "steps_per_epoch": 20,

@@ -87,7 +87,9 @@ class StreetRunBase(TrainingRun):
         ids = [photo.image_id for photo in photos]
         if self.table is not None:
             return self.cached(ids)
-        return self.embedder.table({image_id: self.paths[image_id] for image_id in ids}, False).values
+        table = self.embedder.table({image_id: self.paths[image_id] for image_id in ids}, False)
+        # A list may name a photo twice.
+        return table.values[table.rows(ids)]
 
     def cached(self, ids: list[str]) -> np.ndarray:
         """Pooled vectors of the photos of a run with a frozen encoder, float32."""
@@ -119,6 +121,9 @@ class StreetRunBase(TrainingRun):
         return {}
 
     # Results.
+
+    def record(self, name: str) -> dict[str, Any]:
+        return {**super().record(name), "left_out": len(self._bad)}
 
     def describe(self) -> str:
         """The model in a few words."""
@@ -174,12 +179,7 @@ class StreetRun(StreetRunBase):
         super().__init__()
         self._open(config.resolved())
         config = self.config
-        self.products = self.dataset.products("df", config.statuses)
-        if config.sampler == "pairs" and len(self.products) * config.draws < config.batch_size:
-            raise UsageError(
-                f"--batch-size: a batch takes {config.batch_size} products, found {len(self.products)} with photos of both sides "
-                f"({config.draws} pairs of each per epoch: --draws)."
-            )
+        self._find_products()
         for product in self.dataset.source.train_products("df", config.statuses):
             self.dataset.use("train", [*product.consumers, *product.shops])
         self.model_hashes = {"init_from": hash_file(load_path(config.init_from))} if config.init_from else {}
@@ -193,7 +193,21 @@ class StreetRun(StreetRunBase):
 
     def load_pictures(self) -> None:
         super().load_pictures()
-        self.products = self.dataset.products("df", self.config.statuses)
+        self._find_products()
+
+    def _find_products(self) -> None:
+        config = self.config
+        self.products = self.dataset.products("df", config.statuses)
+        if len(self.products) < 2:
+            raise DataError(
+                f"{config.data}: one product has photos of both sides; training tells products apart and takes at least two."
+            )
+        self.draws = config.draws_of(len(self.products))
+        if config.sampler == "pairs" and len(self.products) * self.draws < config.batch_size:
+            raise UsageError(
+                f"--batch-size: a batch takes {config.batch_size} products, found {len(self.products)} with photos of both sides "
+                f"({self.draws} pairs of each per epoch: --draws)."
+            )
 
     def picture_source(self) -> FeatureSource | PhotoSource:
         if self.table is None and self.config.augment == UDMA_AUGMENTATION:
@@ -242,7 +256,7 @@ class StreetRun(StreetRunBase):
         """Decides the steps of an epoch."""
         config = self.config
         if config.sampler == "pairs":
-            steps = len(self.products) * config.draws // config.batch_size
+            steps = len(self.products) * self.draws // config.batch_size
             self.steps = min(config.steps_per_epoch or steps, steps)
         else:
             self.steps = config.steps_per_epoch or max(LEAST_STEPS, -(-len(self.products) // config.batch_size))
@@ -254,12 +268,12 @@ class StreetRun(StreetRunBase):
         if config.sampler == "products":
             labels, rows = rows_of_products(self.products)
             sides = [self.cached(ids) for ids in rows]
-            options: dict[str, Any] = {"weak": False, "seed": config.seed, "draws": config.draws, "merge": True}
+            options: dict[str, Any] = {"weak": False, "seed": config.seed, "draws": self.draws, "merge": True}
             batches = CategoryBatches(labels, sides[0], sides[1], None, config.batch_size, 1, **options)
             return batches.dataset(self.steps * epochs, self.steps * initial_epoch)
         count = len(self.products)
         batches, _ = photo_pair_batches(
-            self.products * config.draws,
+            self.products * self.draws,
             self.picture_source(),
             config.batch_size,
             epochs,
@@ -268,7 +282,7 @@ class StreetRun(StreetRunBase):
             self.steps,
             config.combination,
         )
-        return batches if config.draws == 1 else batches.map(lambda x, y: (x, y % count))
+        return batches if self.draws == 1 else batches.map(lambda x, y: (x, y % count))
 
     # Evaluation and results.
 

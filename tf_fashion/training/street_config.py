@@ -10,6 +10,7 @@ from typing import Any
 from tf_fashion.clustering.meta_domains import STRATEGIES
 from tf_fashion.clustering.neighbours import NEIGHBOURS
 from tf_fashion.core.errors import UsageError
+from tf_fashion.datasets.street_lists import STATUSES
 from tf_fashion.inputs.domain_batches import COMBINATIONS
 from tf_fashion.losses import LOSSES
 from tf_fashion.retrieval.multi_positive import get_street_protocol
@@ -25,6 +26,8 @@ SAMPLERS = ("pairs", "products")
 STARTS = ("torch", "identity", "components")
 # No photo of the target: the same further training on the source alone, against which the others have to be measured.
 NO_TARGET = "none"
+# Few products fill a batch by giving their pairs several times.
+MOST_DRAWS = 3
 WEIGHTINGS = (NO_TARGET, *STRATEGIES)
 ALIGNMENTS = ("single", "by_name", "deepfashion")
 
@@ -58,7 +61,16 @@ class _StreetRunConfig(RunConfig):
             get_street_protocol("cross-domain", ap=self.ap)
         if self.split not in (None, "test", "none"):
             raise UsageError(f"--split: expected test or none, found {self.split!r}.")
-        self.at_least_one("draws", "steps_per_epoch")
+        self.at_least_one("steps_per_epoch")
+        if self.draws < 0:
+            raise UsageError(f"--draws: expected a number from 0 (as many as fill a batch), found {self.draws}.")
+        if self.batch_size < 2:
+            raise UsageError(f"--batch-size: expected at least 2 products, which are told apart; found {self.batch_size}.")
+
+    def draws_of(self, products: int) -> int:
+        """How often each of so many products gives its pairs: with `draws` 0 once for each whole time that they go into a batch, up to
+        three times."""
+        return self.draws or max(1, min(MOST_DRAWS, self.batch_size // products))
 
     def check_category_loss(self) -> None:
         """Raises `UsageError` for losses and devices that batches of categories cannot have."""
@@ -110,6 +122,8 @@ class StreetConfig(_StreetRunConfig):
         self.one_of("start", STARTS)
         self.one_of("sampler", SAMPLERS)
         self.one_of("combination", COMBINATIONS)
+        if not self.statuses or not set(self.statuses) <= set(STATUSES):
+            raise UsageError(f"--statuses: expected some of {','.join(STATUSES)}; found {','.join(self.statuses) or 'nothing'}.")
         self.check_backbone()
         if self.pooling == "none":
             raise UsageError("--pooling none: embeddings are made of vectors. Choose avg, max, gem or avg_max.")
