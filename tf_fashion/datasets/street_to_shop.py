@@ -137,6 +137,11 @@ class StreetToShop:
         """ "train" and "test", as far as there are lists."""
         return [split for split in SPLITS if any(key[0] == split for key in self._files)]
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are products to train on beside the lists: DeepFashion's pairs, or `train_dataset_street2shop.json`."""
+        return self._pairs_file is not None or self._pair_json_file is not None
+
     def domains(self, split: str) -> list[PhotoDomain]:
         """The domains that a split has lists of."""
         return [domain for domain in DOMAINS if (split, str(domain)) in self._files]

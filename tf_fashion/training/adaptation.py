@@ -76,6 +76,7 @@ class AdaptRun(StreetRunBase):
         for domain in self.domains:
             self.dataset.source.numbers("train", domain)
             self.dataset.use("train", self.dataset.photos("train", domain))
+        self._check_categories()
         self.model_hashes = {"model": hash_file(config.model)}
         if config.weighting != NO_TARGET:
             self.alignment = make_alignment(str(config.alignment), self.dataset)
@@ -96,6 +97,17 @@ class AdaptRun(StreetRunBase):
                 "with --features DIR."
             )
         self._start()
+
+    def _check_categories(self) -> None:
+        """Raises before anything slow what the batches would raise."""
+        config = self.config
+        found = without_target(*(self.dataset.domain("train", domain) for domain in (CONSUMER_DF, SHOP_DF)))
+        count = len(np.unique(found.categories))
+        if not config.merge and count < config.categories_per_batch:
+            raise UsageError(
+                f"--categories-per-batch: a batch takes {config.categories_per_batch} categories, found {count} with products of both "
+                f"sides. Choose at most {count}, or --merge --categories-per-batch 1."
+            )
 
     def build_encoder(self) -> None:
         self.encoder = self._given["model"].image_encoder
@@ -164,6 +176,11 @@ class AdaptRun(StreetRunBase):
                 self._draw(clusters, np.concatenate([shop.features, target.features]), len(shop))
         self.labels.save(self.out / "pseudo_labels.npz")
         self.say(weights_table({config.weighting: self.labels}))
+        if config.weighting != NO_TARGET and not self.labels.attached.any():
+            self.say(
+                "No product got a photo of the target's shop, so that this run trains on the source alone, as --weighting none does. Take "
+                "a coarser --partition, or another --alignment."
+            )
         return self.labels
 
     # Files of matches count the lines of the whole lists, also where photos are left out.

@@ -44,6 +44,8 @@ def cluster_file(
         raise UsageError(f"--out: clusters are written to .npz files, not to {Path(out).name!r}.")
     if projection not in PROJECTIONS:
         raise UsageError(f"--projection: expected {' or '.join(PROJECTIONS)}, found {projection!r}.")
+    if picture and Path(picture).suffix not in (".png", ".svg"):
+        raise UsageError(f"--picture: clusters are drawn to .png or .svg, not to {Path(picture).name!r}.")
     values, ids = read_matrix(features)
     options = {"metric": metric, "pruning": pruning, "neighbours": neighbours, "required": required, "progress": progress}
     found = finch(values, **options)  # type: ignore[arg-type]
@@ -87,8 +89,10 @@ def read_matrix(path: str | Path) -> tuple[np.ndarray, list[str] | None]:
         raise UsageError(f"{path}: embeddings are read from .npy, .h5 and .mat files and from folders that `embed` wrote.")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as an array ({error}).") from None
+    if not isinstance(values, np.ndarray):
+        raise DataError(f"{path}: expected one array, found an archive of several. Save the matrix with numpy.save.")
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise DataError(f"{path}: expected numbers (rows, width), found {values.dtype} {values.shape}.")
     return values, None

@@ -37,12 +37,25 @@ class StreetPhotos:
         self._used: dict[str, dict[str, ProductPhoto]] = {}
 
     def use(self, split: str, photos: Sequence[ProductPhoto]) -> None:
-        """Notes that a run needs these photos."""
-        self._used.setdefault(split, {}).update({photo.image_id: photo for photo in photos})
+        """Notes that a run needs these photos.
+
+        Raises:
+            DataError: two of the run's photos have one id (`a.jpg` and `a.png` do).
+        """
+        noted = self._used.setdefault(split, {})
+        for photo in photos:
+            for other in filter(None, (entries.get(photo.image_id) for entries in self._used.values())):
+                if (other.path, other.box) != (photo.path, photo.box):
+                    raise DataError(
+                        f"{self.source.root}: {other.path} and {photo.path} would both get the id {photo.image_id}. Rename one of them "
+                        "in the lists and on the disk."
+                    )
+            noted[photo.image_id] = photo
 
     def splits(self) -> list[str]:
-        """ "train" and "test", as far as there are lists."""
-        return self.source.splits()
+        """ "train" and "test", as far as there are lists, or products to train on."""
+        found = self.source.splits()
+        return found if "train" in found or not self.source.has_pairs else ["train", *found]
 
     def photos(self, split: str, domain: PhotoDomain) -> list[ProductPhoto]:
         """The photos of a list, in file order; raises as `StreetToShop.photos`."""
@@ -51,8 +64,12 @@ class StreetPhotos:
     def domain(self, split: str, domain: PhotoDomain, features: np.ndarray | None = None) -> Domain:
         """Products and categories of a list, one row per photo that counts; raises as `StreetToShop.numbers`."""
         products, categories = self.source.numbers(split, domain)
-        kept = [photo.image_id not in self.left_out for photo in self.source.photos(split, domain)]
+        kept = self.kept(split, domain)
         return Domain(products[kept], categories[kept], features, str(domain))
+
+    def kept(self, split: str, domain: PhotoDomain) -> np.ndarray:
+        """int64: the lines of a list whose photos count; raises as `photos`."""
+        return np.flatnonzero([photo.image_id not in self.left_out for photo in self.source.photos(split, domain)])
 
     def products(self, source: str, statuses: Sequence[str]) -> list[tuple[list[str], list[str]]]:
         """Ids of the consumer photos and of the shop photos of each training product that has both; raises as `train_products`."""
@@ -114,9 +131,9 @@ def make_alignment(name: str, photos: StreetPhotos) -> CategoryAlignment:
     if name == "by_name":
         return CategoryAlignment.by_name(*lists)
     alignment = DEEPFASHION_TO_STREET2SHOP if name == "deepfashion" else _read_alignment(Path(name))
-    known = set(lists[1])
-    if not any(number in known for group in alignment.groups for number in group.target):
-        raise UsageError(f"--alignment {name}: none of its target categories is in the target's list, which has {sorted(known)}.")
+    for which, known in (("source", set(lists[0])), ("target", set(lists[1]))):
+        if not any(number in known for group in alignment.groups for number in getattr(group, which)):
+            raise UsageError(f"--alignment {name}: none of its {which} categories is in the {which}'s list, which has {sorted(known)}.")
     return alignment
 
 
@@ -124,12 +141,18 @@ def _read_alignment(path: Path) -> CategoryAlignment:
     content: Any = read_json(path)
     try:
         groups = [
-            CategoryGroup(str(entry["name"]), tuple(map(int, entry["target"])), tuple(map(int, entry.get("source", ()))))
+            CategoryGroup(str(entry["name"]), _numbers(entry["target"]), _numbers(entry.get("source", [])))
             for entry in content["groups"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{path}: expected {{"groups": [{{"name": ..., "target": [numbers], "source": [numbers]}}, ...]}} ({type(error).__name__}: '
             f"{error})."
         ) from None
     return CategoryAlignment(tuple(g for g in groups if g.source), tuple(g for g in groups if not g.source))
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+        raise TypeError(f"expected a list of whole numbers, found {values!r}")
+    return tuple(values)

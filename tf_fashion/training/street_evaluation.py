@@ -66,10 +66,28 @@ class StreetTest:
         categories: list[Any] = [None, None]
         if self.protocol.scope == "category":
             categories = [np.array([photo.category for photo in photos], np.int64) for photos in lists]
-        names = {photo.category: photo.category_name or str(photo.category) for photo in (*self.gallery, *self.queries)}
-        here, there = ([photo.product for photo in photos] for photos in lists)
-        known = {number: name for number, name in names.items() if number is not None}
+        names: dict[int, str] = {}
+        for photo in (*self.queries, *self.gallery):
+            if photo.category is not None:
+                names[photo.category] = names.get(photo.category) or photo.category_name
+        known = {number: name or str(number) for number, name in names.items()}
+        # Street2Shop numbers its products in each category anew.
+        here, there = ([photo.identity for photo in photos] for photos in lists)
         return evaluate(queries, gallery, here, there, self.protocol, categories[0], categories[1], names=known)
+
+    def check(self, root: Any) -> None:
+        """Raises `DataError` if nothing can be measured: an empty list, or no query with a photo of its product in the gallery."""
+        for photos, side in ((self.queries, "consumer"), (self.gallery, "shop")):
+            if not photos:
+                raise DataError(
+                    f"{root}: no {side} photo is left in the test lists of {self.source}. Repair them, or leave it out of --test."
+                )
+        if {photo.identity for photo in self.queries}.isdisjoint(photo.identity for photo in self.gallery):
+            query = self.queries[0]
+            raise DataError(
+                f"{root}: no consumer photo of the test lists of {self.source} has a shop photo of its product; {query.path} shows "
+                f"product {query.identity}. Check that both lists have the same numbers, or leave {self.source} out of --test."
+            )
 
 
 def open_tests(
@@ -79,7 +97,7 @@ def open_tests(
 
     Raises:
         UsageError: a source without test lists, a protocol by categories for lists that have none.
-        DataError: a list that cannot be read.
+        DataError: a list that cannot be read, or by which nothing can be measured.
     """
     there = photos.source.domains("test") if "test" in photos.splits() else []
     both = [s for s in SOURCES if all(PhotoDomain(s, side) in there for side in ("consumer", "shop"))]  # type: ignore[arg-type]
@@ -89,11 +107,9 @@ def open_tests(
             f"--test {missing[0]}: {photos.source.root} has no consumer and shop lists of it. Found: {', '.join(both) or 'none'}."
         )
     tests = []
-    for source in sources or both:
+    for source in dict.fromkeys(sources or both):
         chosen = get_street_protocol(protocol or DEFAULT_PROTOCOLS[source], **({"ap": ap} if ap else {}))
         queries, gallery = (photos.photos("test", PhotoDomain(source, side)) for side in ("consumer", "shop"))  # type: ignore[arg-type]
-        if not queries or not gallery:
-            raise DataError(f"{photos.source.root}: the test lists of {source} are empty.")
         if chosen.scope == "category" and any(photo.category is None for photo in (*queries, *gallery)):
             raise UsageError(
                 f"--protocol {chosen.name} ranks within categories, which the test lists of {source} do not have. Take "
@@ -101,16 +117,24 @@ def open_tests(
             )
         photos.use("test", [*queries, *gallery])
         tests.append(StreetTest(source, chosen, queries, gallery))
+        tests[-1].check(photos.source.root)
     return tests
 
 
 def refresh(tests: list[StreetTest], photos: StreetPhotos) -> list[StreetTest]:
-    """The tests without the photos that are left out by now."""
+    """The tests without the photos that are left out by now.
+
+    Raises:
+        DataError: nothing is left to measure.
+    """
     sides = ("consumer", "shop")
-    return [
+    left = [
         StreetTest(t.source, t.protocol, *(photos.photos("test", PhotoDomain(t.source, side)) for side in sides))  # type: ignore[arg-type]
         for t in tests
     ]
+    for test in left:
+        test.check(photos.source.root)
+    return left
 
 
 Rows = Callable[[list[ProductPhoto]], np.ndarray]
