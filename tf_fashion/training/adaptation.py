@@ -178,8 +178,8 @@ class AdaptRun(StreetRunBase):
         self.say(weights_table({config.weighting: self.labels}))
         if config.weighting != NO_TARGET and not self.labels.attached.any():
             self.say(
-                "No product got a photo of the target's shop, so that this run trains on the source alone, as --weighting none does. Take "
-                "a coarser --partition, or another --alignment."
+                "No product got a photo of the target's shop, so that this run trains on the source alone, as --weighting none does. "
+                "Take a coarser --partition, or another --alignment."
             )
         return self.labels
 
