@@ -100,6 +100,8 @@ def comparison_rows(
 def original_lines(result: StreetResult) -> list[str]:
     """The lines that UDMA's MATLAB scripts print: one for scope "all"; for categories the mean, the selected ones, and their mean.
 
+    Selected categories without a query that has a right picture are left out, and so is the mean then.
+
     Raises:
         UsageError: a protocol with other cut-offs than theirs, or by categories without selected ones.
     """
@@ -116,7 +118,10 @@ def original_lines(result: StreetResult) -> list[str]:
     if result.protocol.scope == "all":
         return [line(result.overall, "  ")]
     selected = [line(result.by_category[name], " ") for name in result.protocol.selected if name in result.by_category]
-    return [f"All {line(result.overall, ' ')}", *selected, f"Selected {line(result.selected or {}, ' ')}"]
+    lines = [f"All {line(result.overall, ' ')}", *selected]
+    # Data with other categories have no such mean.
+    complete = len(selected) == len(result.protocol.selected)
+    return [*lines, f"Selected {line(result.selected or {}, ' ')}"] if complete else lines
 
 
 def weights_table(labels: Mapping[str, PseudoLabels], style: Style = "text", digits: int = 2) -> str:

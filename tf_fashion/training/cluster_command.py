@@ -60,6 +60,7 @@ def cluster_file(
     if csv:
         _write_csv(Path(csv), found, ids)
     if picture:
+        make_out_folder(Path(picture).parent)
         level = _level(found) if partition is None else partition
         title = f"{found.counts[level]:,} clusters of {len(values):,} rows"
         draw_clusters(
