@@ -14,7 +14,7 @@ import pytest
 from tests.training.conftest import Street
 from tf_fashion.cli import build_parser, main, street_config
 from tf_fashion.core.errors import DataError, UsageError
-from tf_fashion.datasets import PhotoDomain
+from tf_fashion.datasets import PhotoDomain, open_street_to_shop
 from tf_fashion.models.adapter import load_adapter
 from tf_fashion.retrieval.multi_positive import evaluate
 from tf_fashion.training.runs import tenth_of_thirds
@@ -271,7 +271,6 @@ def test_nothing_is_left_without_the_spoiled_photos(street: Street, tmp_path: Pa
 
 
 def test_rows_numbers_and_products_are_those_of_the_photos_that_count(street: Street) -> None:
-    from tf_fashion.datasets import open_street_to_shop
 
     whole = StreetPhotos(open_street_to_shop(street.data))
     shop = PhotoDomain("df", "shop")
@@ -317,7 +316,6 @@ def test_a_photo_listed_twice_and_one_of_both_splits(street: Street, tmp_path: P
 
 
 def test_products_of_different_categories_are_different(street: Street) -> None:
-    from tf_fashion.datasets import open_street_to_shop
     from tf_fashion.datasets.street_lists import ProductPhoto
 
     def photo(name: str, product: str, category: int, label: str = "") -> ProductPhoto:
@@ -379,3 +377,20 @@ def test_the_script_trains(street: Street, tmp_path: Path) -> None:
     ours, theirs = (load_adapter(path / "model.keras") for path in (tmp_path / "run", street.model.parent))
     for one, other in zip(ours.weights, theirs.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_one_photo_of_two_products_shows_each_its_own_part(street: Street, tmp_path: Path) -> None:
+    data = street.copy(tmp_path / "data")
+    path = next(data.glob("test/test_shop_*street2shop.json"))
+    entries = json.loads(path.read_text())
+    other = {**entries[0], "product": 4711, "label": entries[0]["label"] + 1, "category": "hat"}
+    path.write_text(json.dumps([*entries, other, entries[0]]))
+    part = data / "hat/rtr" / f"hat_0004711_rtr_{Path(other['path']).stem}.jpg"
+    part.parent.mkdir(parents=True)
+    part.write_bytes((data / entries[1]["path"]).read_bytes())
+    photos = StreetPhotos(open_street_to_shop(data))
+    gallery = open_tests(photos, ("s2s",))[0].gallery
+    ids = [photo.image_id for photo in gallery]
+    assert len(set(ids)) == len(entries) + 1 and ids[-1] == ids[0] != ids[-2]
+    paths, bad = photos.paths(["test"], progress=False)
+    assert not bad and paths[ids[-2]] == part and paths[ids[0]] != part

@@ -19,7 +19,9 @@ Adaptation for Fashion Retrieval" (WACV 2021).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from PIL import Image
 
 from tf_fashion.core import files
 from tf_fashion.core.errors import DataError, UsageError
+from tf_fashion.datasets.catalogue import id_from_path
 from tf_fashion.datasets.check import FORMATS, picture_problem
 from tf_fashion.datasets.records import (
     DATASETS,
@@ -401,7 +404,20 @@ def _read_list(path: Path, split: str, domain: PhotoDomain, on_problem: OnProble
         return read_train_list(path, on_problem)
     if domain.source == "df":
         return read_id_list(path, on_problem)
-    return read_photo_json(path, on_problem, boxes=domain.side == "consumer")
+    photos = read_photo_json(path, on_problem, boxes=domain.side == "consumer")
+    return photos if domain.side == "consumer" else _own_ids(photos)
+
+
+def _own_ids(photos: list[ProductPhoto]) -> list[ProductPhoto]:
+    """The photos, with ids of their own for further products of one photo: the detector's part of each is another file."""
+    first: dict[str, str] = {}
+    found = []
+    for photo in photos:
+        if first.setdefault(photo.image_id, photo.identity) != photo.identity:
+            stem, extension = os.path.splitext(photo.path)
+            photo = dataclasses.replace(photo, image_id=id_from_path(f"{stem}__of_{photo.identity}{extension}"))
+        found.append(photo)
+    return found
 
 
 def _find_list(root: Path, pattern: str, loose: bool = True) -> Path | None:

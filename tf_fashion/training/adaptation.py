@@ -45,9 +45,10 @@ from tf_fashion.training.street_features import feature_table, find_features
 START = "before adaptation"
 # Names of the original's files of matches.
 MATCH_FILES = {"ws5": "L12_WS5_WS6_{}.csv", "ws6": "L12_WS5_WS6_{}.csv", "ws7": "WS7.csv", "ws8": "WS7.csv"}
-
+# As many clusters as colours can tell apart.
+NAMED = 12
 PICTURES = {
-    "clusters.png": "Shop photos of both data sets in two dimensions, by data set and by cluster.",
+    "clusters.png": "Shop photos of both data sets in two dimensions, by data set and by cluster (of a partition with few of them).",
     "cluster_tree.png": "How the partitions nest; blocks of mixed colour are clusters that join the data sets.",
     "weights.svg": "How many photos of the target the products got, and how similar those are (or what they weigh).",
 }
@@ -212,7 +213,9 @@ class AdaptRun(StreetRunBase):
         if clusters:
             name, entry = max(clusters.items(), key=lambda item: len(item[1].rows))
             domains = np.where(entry.rows < source, str(SHOP_DF), str(SHOP_S2S)).tolist()
-            level = min(self.config.partition, entry.labels.shape[1] - 1)
+            counts = [int(column.max()) + 1 for column in entry.labels.T]
+            # More clusters than colours show nothing; the tree has all partitions.
+            level = next((place for place, count in enumerate(counts) if count <= NAMED), len(counts) - 1)
             options: dict[str, Any] = {"title": f"Shop photos of the group {name!r}", "protocol": f"FINCH, partition {level}"}
             draw_clusters(self.out / "clusters.png", features[entry.rows], entry.labels[:, level], domains, **options)
             draw_cluster_tree(
