@@ -61,6 +61,11 @@ def project(features: Any, method: Projection = "pca", seed: int = 0) -> np.ndar
     return coordinates
 
 
+def readable_partition(counts: Sequence[int]) -> int:
+    """The finest partition whose clusters colours can tell apart, else the coarsest; `counts` are the clusters of each."""
+    return next((level for level, count in enumerate(counts) if count <= _NAMED), len(counts) - 1)
+
+
 def draw_clusters(
     path: str | Path,
     features: Any,

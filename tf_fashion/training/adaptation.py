@@ -32,7 +32,7 @@ from tf_fashion.inputs.domain_batches import CategoryBatches
 from tf_fashion.losses import LOSSES
 from tf_fashion.models.adapter import DomainAdapter, load_adapter
 from tf_fashion.models.base import load_path
-from tf_fashion.reports.clusters import draw_cluster_tree, draw_clusters
+from tf_fashion.reports.clusters import draw_cluster_tree, draw_clusters, readable_partition
 from tf_fashion.reports.udma import draw_weights, weights_table
 from tf_fashion.retrieval.multi_positive import StreetResult
 from tf_fashion.training.runs import made, make_optimizer
@@ -45,8 +45,6 @@ from tf_fashion.training.street_features import feature_table, find_features
 START = "before adaptation"
 # Names of the original's files of matches.
 MATCH_FILES = {"ws5": "L12_WS5_WS6_{}.csv", "ws6": "L12_WS5_WS6_{}.csv", "ws7": "WS7.csv", "ws8": "WS7.csv"}
-# As many clusters as colours can tell apart.
-NAMED = 12
 PICTURES = {
     "clusters.png": "Shop photos of both data sets in two dimensions, by data set and by cluster (of a partition with few of them).",
     "cluster_tree.png": "How the partitions nest; blocks of mixed colour are clusters that join the data sets.",
@@ -215,7 +213,7 @@ class AdaptRun(StreetRunBase):
             domains = np.where(entry.rows < source, str(SHOP_DF), str(SHOP_S2S)).tolist()
             counts = [int(column.max()) + 1 for column in entry.labels.T]
             # More clusters than colours show nothing; the tree has all partitions.
-            level = next((place for place, count in enumerate(counts) if count <= NAMED), len(counts) - 1)
+            level = readable_partition(counts)
             options: dict[str, Any] = {"title": f"Shop photos of the group {name!r}", "protocol": f"FINCH, partition {level}"}
             draw_clusters(self.out / "clusters.png", features[entry.rows], entry.labels[:, level], domains, **options)
             draw_cluster_tree(

@@ -11,11 +11,8 @@ from tf_fashion.clustering.finch import FinchResult, finch
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.core.files import atomic_write, make_out_folder, replaced_file
 from tf_fashion.datasets.domain_features import read_domain_features
-from tf_fashion.reports.clusters import PROJECTIONS, draw_clusters
+from tf_fashion.reports.clusters import PROJECTIONS, draw_clusters, readable_partition
 from tf_fashion.retrieval.index import ExactIndex
-
-# As many clusters as colours can tell apart.
-_NAMED = 12
 
 
 def cluster_file(
@@ -61,7 +58,7 @@ def cluster_file(
         _write_csv(Path(csv), found, ids)
     if picture:
         make_out_folder(Path(picture).parent)
-        level = _level(found) if partition is None else partition
+        level = readable_partition(found.counts) if partition is None else partition
         title = f"{found.counts[level]:,} clusters of {len(values):,} rows"
         draw_clusters(
             picture, values, found.labels[:, level], method=projection, title=title, protocol=f"FINCH, {metric}, partition {level}"
@@ -97,10 +94,6 @@ def read_matrix(path: str | Path) -> tuple[np.ndarray, list[str] | None]:
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise DataError(f"{path}: expected numbers (rows, width), found {values.dtype} {values.shape}.")
     return values, None
-
-
-def _level(found: FinchResult) -> int:
-    return next((level for level, count in enumerate(found.counts) if count <= _NAMED), len(found.counts) - 1)
 
 
 def _write_csv(path: Path, found: FinchResult, ids: list[str] | None) -> None:
