@@ -17,6 +17,8 @@ from tf_fashion.reports.tables import Style, format_table
 from tf_fashion.retrieval.multi_positive import StreetProtocol, StreetResult
 
 Row = list[Any]
+# What an adaptation calls the model that it begins with.
+START = "before adaptation"
 _STYLES: tuple[Style, ...] = ("text", "markdown")
 _ORIGINAL_KS = (1, 5, 10, 20, 50)
 
@@ -247,7 +249,8 @@ def compare_files(results: Sequence[str], part: str = "mean", out: str | None = 
     found: dict[str, dict[str, dict[str, Any]]] = {}
     lists: dict[str, str] = {}
     contents = [(file, read_json(file)) for file in results]
-    # Runs before what they are compared with: a second stage begins with the result of a first one.
+    # A second stage begins with the result of a first one, which needs no row of its own if that is among the files.
+    first: set[str] = set()
     for own in (True, False):
         for file, content in contents:
             if not isinstance(content, Mapping) or any(not isinstance(content.get(key), Mapping) for key in ("tests", "run")):
@@ -255,11 +258,13 @@ def compare_files(results: Sequence[str], part: str = "mean", out: str | None = 
             run = content["run"]
             lists[str(file)] = str(run.get("data_hash"))
             seed = str(run.get("seed", file))
+            if "pseudo_labels" not in run:
+                first.add(seed)
             rows = {str(run.get("name") or Path(file).stem): content["tests"]} if own else content.get("compared") or {}
             for name, tests in rows.items():
                 for source, result in tests.items():
                     models = found.setdefault(source, {})
-                    if own or not any(seeds.get(seed, {}).get("mean") == result["mean"] for seeds in models.values()):
+                    if own or seed not in first or name != START:
                         models.setdefault(name, {})[seed] = result
     if len(set(lists.values())) > 1:
         raise UsageError(

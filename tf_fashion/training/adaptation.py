@@ -33,7 +33,7 @@ from tf_fashion.losses import LOSSES
 from tf_fashion.models.adapter import DomainAdapter, load_adapter
 from tf_fashion.models.base import load_path
 from tf_fashion.reports.clusters import draw_cluster_tree, draw_clusters, readable_partition
-from tf_fashion.reports.udma import draw_weights, weights_table
+from tf_fashion.reports.udma import START, draw_weights, weights_table
 from tf_fashion.retrieval.multi_positive import StreetResult
 from tf_fashion.training.runs import made, make_optimizer
 from tf_fashion.training.street import StreetRunBase
@@ -42,7 +42,6 @@ from tf_fashion.training.street_data import CONSUMER_DF, SHOP_DF, SHOP_S2S, Stre
 from tf_fashion.training.street_evaluation import AdapterEmbedder
 from tf_fashion.training.street_features import feature_table, find_features
 
-START = "before adaptation"
 # Names of the original's files of matches.
 MATCH_FILES = {"ws5": "L12_WS5_WS6_{}.csv", "ws6": "L12_WS5_WS6_{}.csv", "ws7": "WS7.csv", "ws8": "WS7.csv"}
 PICTURES = {
