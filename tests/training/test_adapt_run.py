@@ -236,7 +236,7 @@ def test_another_model_under_the_same_name_is_another_run(street: Street, tmp_pa
 
 @pytest.mark.slow
 def test_batches_of_categories(street: Street, tmp_path: Path) -> None:
-    options = ["--no-merge", "--categories-per-batch", "3", "--loss", "mined_triplet", "--alignment", "by_name"]
+    options = ["--no-merge", "--categories-per-batch", "3", "--loss", "mined_triplet", "--alignment", "by_name", "--partition", "0"]
     assert street.adapt(tmp_path / "run", *options) == 0
     run = attached(street, tmp_path / "look", *options)
     run.build_model()
