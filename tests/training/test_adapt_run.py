@@ -14,7 +14,9 @@ from tf_fashion.cli import adapt_config, build_parser, main
 from tf_fashion.clustering.meta_domains import STRATEGIES, PseudoLabels
 from tf_fashion.core.errors import DataError, UsageError
 from tf_fashion.datasets import open_street_to_shop
-from tf_fashion.models.adapter import load_adapter
+from tf_fashion.datasets.domain_features import write_domain_features
+from tf_fashion.datasets.street_to_shop import PhotoDomain
+from tf_fashion.models.adapter import DomainAdapter, load_adapter
 from tf_fashion.training.adaptation import MATCH_FILES, AdaptRun
 from tf_fashion.training.street_data import StreetPhotos, make_alignment
 
@@ -320,3 +322,44 @@ def test_nothing_is_left_of_a_domain(street: Street, tmp_path: Path, capsys: pyt
     assert street.adapt(tmp_path / "run", "--skip-bad-images", data=data) in (1, 2)
     message = capsys.readouterr().err
     assert side in message and "Traceback" not in message
+
+
+def write_features(street: Street, folder: Path, width: int, skip: str = "") -> Path:
+    """The published programs' feature files of all lists of the wardrobe."""
+    data, random = open_street_to_shop(street.data), np.random.default_rng(0)
+    for source, name in (("df", "DeepFashion"), ("s2s", "Street2Shop")):
+        for side, role in (("consumer", "Query"), ("shop", "Gallery")):
+            domain = PhotoDomain(source, side)
+            for split, file in (("train", f"ClusteringFeats/BASE/{name}/ALL/train_{side.capitalize()}_X-1_60.h5"), ("test", "")):
+                path = folder / (file or f"{name}/ALL/{role}_X-1_60_Crop.h5")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photos = data.photos(split, domain)
+                numbers = data.numbers(split, domain) if split == "train" else (None, None)
+                if path.name != skip:
+                    write_domain_features(path, random.normal(size=(len(photos), width)).astype("f4"), *numbers, test=split == "test")
+    return folder
+
+
+def test_published_feature_files_take_the_place_of_photos(street: Street, tmp_path: Path) -> None:
+    folder = write_features(street, tmp_path / "features", 12)
+    model = tmp_path / "linear.keras"
+    DomainAdapter(feature_dim=12, dim=8).save(model)
+    assert street.adapt(tmp_path / "run", "--features", str(folder), "--seed", "5", model=model) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert set(metrics["tests"]) == {"df", "s2s"} and metrics["run"]["seed"] == 5
+    ours, theirs = load_adapter(tmp_path / "run/model.keras"), load_adapter(model)
+    assert not np.array_equal(ours.fc.weights[0].numpy(), theirs.fc.weights[0].numpy())
+
+
+def test_feature_files_that_do_not_fit_are_refused(street: Street, tmp_path: Path) -> None:
+    model = tmp_path / "linear.keras"
+    DomainAdapter(feature_dim=12, dim=8).save(model)
+    with pytest.raises(UsageError, match="no image encoder"):
+        AdaptRun(config(street, tmp_path / "a", model=model))
+    incomplete = write_features(street, tmp_path / "incomplete", 12, skip="train_Shop_X-1_60.h5")
+    with pytest.raises(DataError, match=r"train_Shop_X-1_\* .*df_shop, found none"):
+        AdaptRun(config(street, tmp_path / "b", "--features", str(incomplete), model=model))
+    with pytest.raises(UsageError, match="vectors of 12 numbers"):
+        AdaptRun(
+            config(street, tmp_path / "c", "--features", str(write_features(street, tmp_path / "wide", 9)), model=model)
+        ).load_pictures()

@@ -196,6 +196,7 @@ def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     add_optimizer(group)
     add("--epochs", type=int)
     add_batches(group)
+    add_devices(group)
     group = parser.add_argument_group("evaluation and files")
     _add_tests(group.add_argument)
     add_files(group)

@@ -512,6 +512,10 @@ class TrainingRun:
             "labels.csv": "the numbers of every label",
             "history.csv": "one row per epoch",
             "sheet.png": "queries and what was found",
+            "clusters.png": "shop photos of both data sets in two dimensions",
+            "cluster_tree.png": "how their clusters nest",
+            "weights.svg": "which photos of the target the products got",
+            "pseudo_labels.npz": "what was trained on",
             "report.html": "all of it, to open in a browser",
             "export": "the SavedModel for serving",
         }
