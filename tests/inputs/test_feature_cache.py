@@ -88,4 +88,17 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError, match="disk is full"):
         cache.fill(photos, SPEC, encode, progress=False)
-    assert list(cache.folder.iterdir()) == []
+    assert [path.name for path in cache.folder.iterdir()] == [".lock"]
+
+
+def test_two_processes_fill_one_cache(photos: dict[str, Path], tmp_path: Path) -> None:
+    ids = list(photos)
+    parts = [{image_id: photos[image_id] for image_id in half} for half in (ids[:4], ids[4:])]
+    # Both have read the empty manifest before either has written.
+    one, other = (FeatureCache(tmp_path / "cache", "f" * 20, (3,)) for _ in range(2))
+    for cache, part in zip((one, other), parts, strict=True):
+        assert cache.fill(part, SPEC, encode, progress=False) == []
+        np.testing.assert_allclose(cache.table(part).values[:, 0], [20 * ids.index(image_id) for image_id in part], atol=0.6)
+    again = FeatureCache(tmp_path / "cache", "f" * 20, (3,))
+    assert again.missing(photos) == []
+    np.testing.assert_allclose(again.table(photos).values[:, 0], np.arange(10) * 20, atol=0.6)

@@ -51,6 +51,29 @@ def path_inside(root: Path, relative: str, where: str) -> Path:
 
 
 @contextlib.contextmanager
+def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a file, which is made if missing, so that one process at a time is inside; where the system has locks.
+
+    Args:
+        path: The lock's file. It stays.
+        wait: Whether to wait for another process; otherwise `BlockingIOError` is raised.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w", **open_kwargs: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its place when the block ends well.
 

@@ -454,18 +454,11 @@ def _download(
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Lets one download at a time work in a folder, where the system has locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(folder / ".download.lock", "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(files.locked(folder / ".download.lock", wait=False))
         except BlockingIOError:
             raise UsageError(f"{folder}: another download is at work here. Wait for its end, or stop it.") from None
-        except OSError:
-            pass  # a file system without locks
         yield
 
 

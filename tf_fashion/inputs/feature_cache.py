@@ -3,7 +3,7 @@
 A cache is a folder of shards `00000.npy, 00001.npy, ...` (float16 rows) with a `manifest.json` that names the encoder's
 fingerprint and, for every row, the hash of the photo's bytes. So another photo under an old name is never mistaken for it, and
 equal photos share a row. A shard is written to a temporary name and renamed, and the manifest is renewed after each, so that an
-interrupted run continues with the next shard.
+interrupted run continues with the next shard. Several processes may fill one cache: they append in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_fashion.core.errors import DataError
-from tf_fashion.core.files import atomic_write, make_out_folder, read_json, write_json
+from tf_fashion.core.files import atomic_write, locked, make_out_folder, read_json, write_json
 from tf_fashion.inputs.audit import BadImage, audit_images
 from tf_fashion.inputs.images import ImageSpec, load
 
@@ -148,18 +148,21 @@ class FeatureCache:
     def _append(self, keys: list[str], rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
             raise DataError("The encoder gave values that are not finite in float16; such features cannot be cached.")
-        with atomic_write(self._shard_path(len(self.shards)), "wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        self.shards.append(keys)
-        write_json(
-            self._manifest_path,
-            {
-                "format": _FORMAT,
-                "fingerprint": self.fingerprint,
-                "feature_shape": list(self.feature_shape),
-                "shards": self.shards,
-            },
-        )
+        with locked(self.folder / ".lock"):
+            # Another process may have appended meanwhile.
+            shards = self._read_manifest()
+            with atomic_write(self._shard_path(len(shards)), "wb") as file:
+                np.save(file, rows, allow_pickle=False)
+            self.shards = [*shards, keys]
+            write_json(
+                self._manifest_path,
+                {
+                    "format": _FORMAT,
+                    "fingerprint": self.fingerprint,
+                    "feature_shape": list(self.feature_shape),
+                    "shards": self.shards,
+                },
+            )
 
     def missing(self, paths: Mapping[str, Path]) -> list[str]:
         """Ids of the photos that have no features yet, in the order of `paths`."""
