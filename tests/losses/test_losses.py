@@ -63,7 +63,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "reference"), CASES, ids=lambda value: str(value) if not callable(value) else "")
+# Of each loss the first case is among the quick tests.
+FIRST = {name: number for number, (name, _, _) in reversed(list(enumerate(CASES)))}
+PARAMS = [pytest.param(*case, marks=() if FIRST[case[0]] == number else pytest.mark.slow) for number, case in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "options", "reference"), PARAMS, ids=lambda value: str(value) if not callable(value) else "")
 def test_contract(name, options, reference, mirrored):
     first = next(case for case in CASES if case[0] == name)
     # One variant per loss on two replicas: tracing for replicas takes most of the time.
