@@ -284,6 +284,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return data, str(root / "run" / "model.keras")
 
 
+@pytest.mark.slow
 def test_scores_of_a_model(drawn: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data, model = drawn
     base = ["scores", "--model", model, "--data", str(data), "--categories", "dress,top", "--quiet"]

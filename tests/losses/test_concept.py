@@ -87,6 +87,7 @@ def test_nothing_to_compare(chunk_size):
     assert np.isnan(ConceptLoss(original_padding=True)(image, text, np.zeros_like(prototypes), empty))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"original_transposed": True}, {"mask_same_concept": True, "chunk_size": 2}], ids=str)
 def test_replicas(options, mirrored):
     image, text, prototypes, ids = batch(rows=7)

@@ -65,7 +65,10 @@ CASES = [
 
 # Of each loss the first case is among the quick tests.
 FIRST = {name: number for number, (name, _, _) in reversed(list(enumerate(CASES)))}
-PARAMS = [pytest.param(*case, marks=() if FIRST[case[0]] == number else pytest.mark.slow) for number, case in enumerate(CASES)]
+PARAMS = [
+    pytest.param(*case, marks=() if FIRST[case[0]] == number and "chunk_size" not in case[1] else pytest.mark.slow)
+    for number, case in enumerate(CASES)
+]
 
 
 @pytest.mark.parametrize(("name", "options", "reference"), PARAMS, ids=lambda value: str(value) if not callable(value) else "")

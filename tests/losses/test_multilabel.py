@@ -135,6 +135,7 @@ def test_extremes_are_finite(loss):
     assert value == 0.0 and not np.any(gradient), "nothing is known, nothing is learned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", CASES, ids=NAMES)
 def test_two_replicas_equal_one_process(loss, mirrored):
     targets, logits = batch(7)

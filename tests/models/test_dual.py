@@ -119,6 +119,7 @@ def test_the_scale_stays_within_its_bounds() -> None:
     assert float(free.logit_scale) == pytest.approx(math.log(200.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["batch_classification", "sigmoid"])
 def test_small_parts_give_the_gradient_of_the_whole_batch(loss: str) -> None:
     keras.utils.set_random_seed(3)

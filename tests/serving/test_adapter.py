@@ -54,6 +54,7 @@ def own(adapter: Path, photos: list[Path]) -> np.ndarray:
     return model.embed_image(np.stack([load_image(photo, model.image_encoder.image_spec) for photo in photos])).numpy()
 
 
+@pytest.mark.slow
 def test_the_export_embeds_as_the_model_and_survives_a_broken_photo(adapter: Path, shop: Path, tmp_path: Path) -> None:
     folder = export(keras.models.load_model(adapter), tmp_path / "1", {"note": "x"})
     exported = ExportedAdapter(folder)

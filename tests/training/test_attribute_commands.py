@@ -226,6 +226,7 @@ def test_flip_is_the_mean_of_both_sides(place, tmp_path):
     assert run(*photos) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on_where_it_was(place, tags, tmp_path, monkeypatch):
     monkeypatch.setattr(attribute_scores, "PART_ROWS", 5)
     # What kill -9 leaves: nothing is flushed.
@@ -255,6 +256,7 @@ def test_a_killed_prediction_goes_on_where_it_was(place, tags, tmp_path, monkeyp
     assert sum(seen[count:]) == 1 and len(rows_of(out / "attributes.csv")) == 25
 
 
+@pytest.mark.slow
 def test_bad_pictures_stop_at_the_end_and_cost_nothing(place, tmp_path, monkeypatch, capsys):
     photos = tmp_path / "photos"
     shutil.copytree(place / "photos", photos)
